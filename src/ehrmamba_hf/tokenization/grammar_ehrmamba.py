@@ -159,7 +159,7 @@ def event_token_id(
         value: the number of a laboratory result; None or NaN where there is none.
         unit: its unit; bins were fitted per (code, unit).
     """
-    if value is not None and value == value:
+    if value is not None and not math.isnan(value):
         edges = bins.get(code, {}).get(unit or "")
         if edges is not None:
             token_id = vocab.get(f"{code}//Q{bin_index(value, edges)}")
@@ -169,7 +169,10 @@ def event_token_id(
 
 
 def assemble(
-    visits: Sequence[EncodedVisit], birth: int | None, types: Sequence[int], first: int | None = None
+    visits: Sequence[EncodedVisit],
+    birth: int | None,
+    types: Sequence[int],
+    first: int | None = None,
 ) -> Columns:
     """Write a patient's ordered visits as columns, whole (see `truncate` for the cut).
 

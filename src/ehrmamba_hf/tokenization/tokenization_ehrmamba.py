@@ -97,7 +97,7 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
             **(defaults | kwargs), task_tokens=self.task_tokens, categories=list(categories)
         )
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         patients: Any,
         task: str | None = None,
@@ -184,7 +184,9 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
             ready.setdefault("attention_mask", [1] * len(ready["input_ids"]))
             missing = [name for name in COLUMNS if name not in ready]
             if missing and (task_id is not None or max_length is not None):
-                raise ValueError(f"ready columns: expected all of {list(COLUMNS)}, {missing} missing")
+                raise ValueError(
+                    f"ready columns: expected all of {list(COLUMNS)}, {missing} missing"
+                )
             return ready if missing else fit(ready, max_length, task_id)
         if "visits" not in patient:
             raise ValueError(f"a patient: expected visits or input_ids, found {sorted(patient)}")
@@ -245,7 +247,7 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         span = span or (f"<={high[0]:g}" if high else f">{low[0]:g}")
         return f"{text} {span} {unit}".strip()
 
-    def _pad(  # type: ignore[override]
+    def _pad(
         self,
         encoded_inputs: Any,
         max_length: int | None = None,

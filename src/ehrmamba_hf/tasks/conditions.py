@@ -1,0 +1,87 @@
+"""Groups of diagnosis codes: the three conditions of the paper (section 4.1 and appendix B.2).
+
+ICD-10-CM blocks: https://www.cms.gov/medicare/coding-billing/icd-10-codes; SNOMED CT codes are
+those that Synthea uses, where a source has no ICD code. More codes can be given by a file.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ehrmamba_hf.errors import InputError
+
+ICD_SYSTEMS = ("ICD10", "ICD9")
+
+
+@dataclass(frozen=True)
+class CodeGroup:
+    """A named group of codes.
+
+    Attributes:
+        title: for reports.
+        codes: system to codes. ICD codes are prefixes, compared without dots; codes of any other
+            system are compared whole. A system of `ICD10CM` also covers `ICD10` and the national
+            editions, but never the procedure codes (`ICD10PCS`).
+    """
+
+    title: str
+    codes: Mapping[str, tuple[str, ...]]
+
+    def matches(self, codings: Iterable[str]) -> bool:
+        """Whether any of the codings, as ``SYSTEM/code``, is in the group.
+
+        >>> HYPERTENSION.matches(["ICD9CM/401.9"]), HYPERTENSION.matches(["ICD10PCS/I10"])
+        (True, False)
+        """
+        return any(self._holds(coding) for coding in codings)
+
+    def _holds(self, coding: str) -> bool:
+        system, _, code = coding.partition("/")
+        edition = next((e for e in ICD_SYSTEMS if system.startswith(e)), None)
+        if edition is None:
+            return code in self.codes.get(system, ())
+        if system.endswith("PCS"):
+            return False
+        return (
+            code.replace(".", "").upper().startswith(self.codes.get(f"{edition}CM", ()) or ("\0",))
+        )
+
+
+HYPERTENSION = CodeGroup(
+    "hypertension coded in the stay",
+    {
+        "ICD10CM": ("I10", "I11", "I12", "I13", "I15", "I16"),
+        "ICD9CM": ("401", "402", "403", "404", "405"),
+        "SNOMED": ("38341003", "59621000"),
+    },
+)
+FLUID_DISORDERS = CodeGroup(
+    "a fluid, electrolyte or acid-base disorder coded in the stay",
+    {"ICD10CM": ("E86", "E87"), "ICD9CM": ("276",)},
+)
+LIPID_DISORDERS = CodeGroup(
+    "a disorder of lipid metabolism coded in the stay",
+    {"ICD10CM": ("E78",), "ICD9CM": ("272",), "SNOMED": ("55822004", "302870006")},
+)
+
+
+def extend_group(group: CodeGroup, more: Mapping[str, Iterable[str]]) -> CodeGroup:
+    """A group with more codes.
+
+    >>> extend_group(LIPID_DISORDERS, {"SNOMED": ["267432004"]}).matches(["SNOMED/267432004"])
+    True
+    """
+    codes = {system: tuple(known) for system, known in group.codes.items()}
+    for system, added in more.items():
+        codes[system] = (*codes.get(system, ()), *map(str, added))
+    return CodeGroup(group.title, codes)
+
+
+def read_more_codes(file: Path) -> dict[str, dict[str, list[str]]]:
+    """Read a YAML file of more codes: ``condition_0: {SNOMED: ["38341003"]}``."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise InputError(f"{file}: expected task -> system -> list of codes, found {content!r:.80}")
+    return content
