@@ -17,13 +17,13 @@ DAY_LONG_STAY_CLASSES = frozenset({"EMER", "OBSENC"})
 
 @dataclass(frozen=True)
 class VisitRules:
-    """What counts as an inpatient stay, and what belongs together. Durations in microseconds."""
+    """What counts as an inpatient stay, and what belongs together."""
 
     stay_classes: frozenset[str] = STAY_CLASSES
     day_long_stay_classes: frozenset[str] = DAY_LONG_STAY_CLASSES
-    day_long: int = 24 * HOUR
-    transfer_gap: int = 6 * HOUR
-    longest_stay: int = 366 * DAY
+    day_long_hours: float = 24
+    transfer_gap_hours: float = 6
+    longest_stay_days: float = 366
 
 
 @dataclass(slots=True)
@@ -116,9 +116,12 @@ def _seen(
     stay = (
         root.kind in rules.stay_classes
         or any(p.kind in rules.stay_classes for p in parts)
-        or ((root.mimic or root.kind in rules.day_long_stay_classes) and duration >= rules.day_long)
+        or (
+            (root.mimic or root.kind in rules.day_long_stay_classes)
+            and duration >= rules.day_long_hours * HOUR
+        )
     )
-    if stay and duration > rules.longest_stay:
+    if stay and duration > rules.longest_stay_days * DAY:
         counts["stay_over_a_year" if end is not None else "stay_without_end_over_a_year"] += 1
         return None
     return _Seen(root, end, reach, stay)
@@ -142,7 +145,7 @@ def _merge_stays(
     reach = 0
     for s in seen:
         visit = _visit(s, members)
-        if stays and s.encounter.start - reach < rules.transfer_gap:
+        if stays and s.encounter.start - reach < rules.transfer_gap_hours * HOUR:
             _join(stays[-1], visit)
             reach = max(reach, s.reach)
         else:
@@ -172,7 +175,7 @@ def _merge_others(
             stay.encounter_ids |= visit.encounter_ids
             continue
         far = s.reach
-        if s.reach - s.encounter.start >= rules.day_long:
+        if s.reach - s.encounter.start >= rules.day_long_hours * HOUR:
             visit.end = far = s.encounter.start
         if others and (s.encounter.start < reach or s.encounter.start == others[-1].start):
             _join(others[-1], visit)

@@ -1,0 +1,6 @@
+"""Sequences and labelled examples as Arrow data sets, and how batches are made of them."""
+
+from ehrmamba_hf.corpus.examples import TaskExamples, load_examples, load_sequences
+from ehrmamba_hf.corpus.prepare import PrepareSettings, prepare
+
+__all__ = ["PrepareSettings", "TaskExamples", "load_examples", "load_sequences", "prepare"]
