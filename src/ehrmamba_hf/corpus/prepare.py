@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -53,8 +54,7 @@ LABEL_SCHEMA = pa.schema(
 task and split; every example of every task and split, uncapped."""
 
 
-@dataclass(frozen=True)
-class PrepareSettings:
+class PrepareSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How events become training data.
 
     Attributes:
@@ -77,8 +77,8 @@ class PrepareSettings:
     follow_up_end: str = "auto"
     new_onset: bool = False
     more_codes: str | None = None
-    splits: SplitRules = field(default_factory=SplitRules)
-    visits: VisitRules = field(default_factory=VisitRules)
+    splits: SplitRules = SplitRules()
+    visits: VisitRules = VisitRules()
 
 
 @dataclass

@@ -16,15 +16,19 @@ WINDOW_DAYS = 30
 LONG_STAY_DAYS = 7
 
 
+def _end(case: Case) -> int:
+    if case.stay.end is None:
+        raise Excluded("the stay has no end")
+    return case.stay.end
+
+
 def at_discharge(case: Case) -> int:
     """The end of a stay that the patient left alive.
 
     A stay with a discharge disposition of death, or whose last day is the day of death or later,
     is an in-hospital death.
     """
-    end = case.stay.end
-    if end is None:
-        raise Excluded("the stay has no end")
+    end = _end(case)
     death = case.record.death
     if case.stay.died or (death is not None and end // DAY >= death // DAY):
         raise Excluded("died in hospital")
@@ -32,11 +36,9 @@ def at_discharge(case: Case) -> int:
 
 
 def after_24_hours(case: Case) -> int:
-    """24 h after a stay's start, where its end is later than that."""
-    if case.stay.end is None:
-        raise Excluded("the stay has no end")
+    """24 h after a stay's start, where its end is later than that, or has yet to come."""
     index = case.stay.start + 24 * HOUR
-    if case.stay.end <= index:
+    if case.stay.end is not None and case.stay.end <= index:
         raise Excluded("the stay ended within 24 hours")
     return index
 
@@ -55,8 +57,7 @@ def died_within_30_days(case: Case, index: int) -> bool:
 
 def stayed_over_7_days(case: Case, index: int) -> bool:
     """The whole stay, from its start, lasts longer than 7 days."""
-    assert case.stay.end is not None  # `after_24_hours` has excluded it
-    return case.stay.end - case.stay.start > LONG_STAY_DAYS * DAY
+    return _end(case) - case.stay.start > LONG_STAY_DAYS * DAY
 
 
 def readmitted_within_30_days(case: Case, index: int) -> bool:
@@ -74,8 +75,8 @@ def coded_in_stay(group: CodeGroup, *, new_onset: bool = False) -> Callable[[Cas
     """
 
     def label(case: Case, index: int) -> bool:
-        stay, known = case.stay, {e.encounter_id for e in case.record.encounters}
-        assert stay.end is not None  # `after_24_hours` has excluded it
+        stay, end = case.stay, _end(case)
+        known = {e.encounter_id for e in case.record.encounters}
         found = earlier = False
         for diagnosis in case.record.diagnoses:
             if not group.matches(diagnosis.codings):
@@ -83,7 +84,7 @@ def coded_in_stay(group: CodeGroup, *, new_onset: bool = False) -> Callable[[Cas
             if diagnosis.encounter_id in known:
                 inside = diagnosis.encounter_id in stay.encounter_ids
             else:
-                inside = stay.start <= diagnosis.time <= stay.end
+                inside = stay.start <= diagnosis.time <= end
             found |= inside
             earlier |= not inside and diagnosis.time < stay.start
         if new_onset and earlier:

@@ -38,19 +38,26 @@ def is_death(disposition: str | None) -> bool:
     return text in DEATH_DISPOSITIONS or any(word in text for word in DEATH_WORDS)
 
 
-def iter_records(folder: Path, categories: Collection[str]) -> Iterator[Record]:
+def iter_records(
+    folder: Path, categories: Collection[str], only: Collection[int] | None = None
+) -> Iterator[Record]:
     """Every patient of an events folder, those without any event too.
 
     Args:
         folder: an events folder, as `ingest` writes it.
         categories: the kinds of event that become tokens; conditions are read in any case, as
             diagnoses.
+        only: read these patients alone.
     """
     subjects = {row["subject_id"]: row for row in _wall_clock(read_subjects(folder)).to_pylist()}
     encounters = _encounters(read_encounters(folder))
-    waiting = dict.fromkeys(subjects)
+    waiting = dict.fromkeys(subjects if only is None else [i for i in subjects if i in only])
     for batch in iter_subject_batches(folder, columns=_COLUMNS):
         batch = batch.filter(pc.is_valid(batch["time"]))
+        if only is not None:
+            batch = batch.filter(
+                pc.is_in(batch["subject_id"], value_set=pa.array(only, pa.int64()))
+            )
         diagnoses = _diagnoses(batch.filter(pc.equal(batch["category"], "condition")))
         wanted = pc.is_in(batch["category"], value_set=pa.array(sorted(categories)))
         for subject_id, events in _slices(batch.filter(wanted)):

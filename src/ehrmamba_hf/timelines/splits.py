@@ -1,14 +1,14 @@
 """Patient-level splits: a hash of the patient's id and a seed, so that no list need be kept."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
+
+import msgspec
 
 SPLITS = ("pretrain", "pretrain_validation", "finetune", "finetune_validation", "test")
 
 
-@dataclass(frozen=True)
-class SplitRules:
+class SplitRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Shares of the patients (paper, appendix B.3); the rest is for testing.
 
     ``validation`` is the share of the pretraining and of the finetuning patients kept for
@@ -21,7 +21,10 @@ class SplitRules:
     seed: int = 0
 
 
-def split_of(subject_id: int, rules: SplitRules = SplitRules()) -> str:
+PAPER_SPLITS = SplitRules()
+
+
+def split_of(subject_id: int, rules: SplitRules = PAPER_SPLITS) -> str:
     """The split of a patient.
 
     >>> split_of(1, SplitRules(pretrain=0.0, finetune=0.0))

@@ -22,10 +22,16 @@ class TimelineVisit:
 
 
 def stays_of(
-    record: Record, rules: VisitRules = DEFAULT_RULES, counts: Counter[str] | None = None
+    record: Record,
+    rules: VisitRules = DEFAULT_RULES,
+    counts: Counter[str] | None = None,
+    at: int = NEVER,
 ) -> list[Visit]:
-    """All inpatient stays of the whole record, those without any event too."""
-    return [v for v in _visits(record, NEVER, rules, counts) if v.stay]
+    """All inpatient stays as known at a moment (the whole record by default), in order.
+
+    Stays without any event are among them.
+    """
+    return [v for v in _visits(record, at, rules, counts) if v.stay]
 
 
 def timeline(

@@ -9,14 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ehrmamba_hf.timelines.record import DAY, HOUR, Encounter
 
 STAY_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 DAY_LONG_STAY_CLASSES = frozenset({"EMER", "OBSENC"})
 
 
-@dataclass(frozen=True)
-class VisitRules:
+class VisitRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What counts as an inpatient stay, and what belongs together."""
 
     stay_classes: frozenset[str] = STAY_CLASSES

@@ -1,0 +1,68 @@
+"""Multitask Prompted Finetuning: one model for all tasks (paper, section 3.3)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import DataCollatorWithPadding
+
+from ehrmamba_hf.corpus import load_examples
+from ehrmamba_hf.corpus.examples import load_tokenizer
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.modeling import EHRMambaForSequenceClassification
+from ehrmamba_hf.training.run import run_training
+
+RECIPE = {"num_train_epochs": 6, "per_device_train_batch_size": 64}
+
+
+def finetune(
+    data: Path,
+    model: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Finetune a pretrained model on the examples of all tasks at once, mixed in each batch.
+
+    Args:
+        data: a data folder, as `prepare` writes it.
+        model: a pretrained model's folder; its tokenizer encodes the examples.
+        out: the model folder to be.
+        tasks: names of tasks; all of the data folder's by default.
+        training: fields of `TrainingArguments`; the paper's by default. Besides,
+            `forecasting_loss_weight`: the weight of next-token prediction on the same inputs,
+            which keeps the model able to forecast; 0, as in the paper, by default.
+
+    Raises:
+        InputError: `model` was made with another vocabulary than the data.
+    """
+    tokenizer = load_tokenizer(model)
+    if tokenizer.vocab != load_tokenizer(data).vocab:
+        raise InputError(
+            f"{model}: expected the vocabulary with which {data} was prepared, found another: "
+            "prepare the events with this model's tokenizer"
+        )
+    arguments = {**RECIPE, **(training or {})}
+    weight = float(arguments.pop("forecasting_loss_weight", 0.0))
+    examples = {
+        split: load_examples(data, split, tasks=tasks, tokenizer=tokenizer)
+        for split in ("finetune", "finetune_validation")
+    }
+    return run_training(
+        out,
+        build=lambda: EHRMambaForSequenceClassification.from_pretrained(
+            str(model), num_labels=1, forecasting_loss_weight=weight
+        ),
+        tokenizer=tokenizer,
+        arguments=arguments,
+        train=examples["finetune"],
+        validation=examples["finetune_validation"],
+        collator=DataCollatorWithPadding(tokenizer),
+        fingerprint={
+            "data": str(Path(data).resolve()),
+            "model": str(Path(model).resolve()),
+            "tasks": sorted(tasks or []),
+            "forecasting_loss_weight": weight,
+        },
+    )

@@ -1,0 +1,116 @@
+"""One training run with the stock Trainer: resumed if it was killed, in place only when whole."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.folders import put_in_place
+from ehrmamba_hf.tokenization import EHRMambaTokenizer
+
+# The paper's recipe (appendix C): AdamW, linear warm-up over the first tenth, linear decay.
+RECIPE: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 50,
+    "train_sampling_strategy": "group_by_length",
+    "per_device_eval_batch_size": 64,
+    "seed": 0,
+}
+
+
+def run_training(
+    out: Path,
+    *,
+    build: Callable[[], PreTrainedModel],
+    tokenizer: EHRMambaTokenizer,
+    arguments: Mapping[str, Any],
+    train: Any,
+    validation: Any,
+    collator: Callable,
+    fingerprint: Mapping[str, Any],
+) -> Path:
+    """Train, and leave a folder with model, tokenizer and `training.json`.
+
+    Checkpoints go to `{out}.part`, which is removed at the end; a run that was killed goes on
+    from the last one there, if its settings and data were the same.
+
+    Args:
+        out: the model folder to be.
+        build: makes the model; called after the seed is set.
+        tokenizer: saved beside the model.
+        arguments: fields of `TrainingArguments`, over the paper's recipe.
+        train, validation: data sets; without validation examples, none is done.
+        collator: makes batches.
+        fingerprint: what makes two runs the same run, besides the arguments.
+
+    Raises:
+        InputError: `out` holds something else than a model; no training examples; an argument
+            that `TrainingArguments` does not have or accept.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise InputError(f"{out}: expected a new or empty folder, or a model, found other content")
+    if not len(train):
+        raise InputError("training: expected at least one example, found none")
+    part = out.with_name(out.name + ".part")
+    settings = {**RECIPE, **arguments}
+    if not len(validation):
+        settings |= {"eval_strategy": "no"}
+    settings.setdefault("disable_tqdm", not sys.stderr.isatty())
+    checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
+    try:
+        args = TrainingArguments(output_dir=str(part / "checkpoints"), **settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"training arguments: {error}") from None
+    set_seed(args.seed)
+    trainer = Trainer(
+        model=build(),
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation if len(validation) else None,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)  # quiet where there is no terminal
+    trainer.train(resume_from_checkpoint=checkpoint)
+    _finish(trainer, part, out)
+    return out
+
+
+def _checkpoint(part: Path, settings: Mapping[str, Any]) -> str | None:
+    """The last checkpoint of an unfinished run with the same settings; others are cleared away."""
+    state = PartialState()
+    text = json.dumps(settings, default=str, sort_keys=True, indent=1)
+    file = part / "settings.json"
+    if state.is_main_process and not (file.exists() and file.read_text(encoding="utf-8") == text):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+    state.wait_for_everyone()
+    folder = part / "checkpoints"
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _finish(trainer: Trainer, part: Path, out: Path) -> None:
+    """Save the model in the unfinished folder, then rename."""
+    whole = part / "model"
+    trainer.save_model(str(whole))
+    if trainer.is_world_process_zero():
+        (whole / "training_args.bin").unlink(missing_ok=True)  # a pickle, with paths of this site
+        history = {"log_history": trainer.state.log_history, "steps": trainer.state.global_step}
+        (whole / "training.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+        put_in_place(whole, out)
+        shutil.rmtree(part)
+    PartialState().wait_for_everyone()
