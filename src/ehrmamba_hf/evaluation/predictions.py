@@ -92,10 +92,8 @@ def join_scores(table: pa.Table, other: pa.Table, columns: dict[str, str]) -> pa
 
     Rows are matched by subject, task and prediction time; a row without a match has nulls.
 
-    >>> from datetime import datetime
-    >>> keys = {"subject_id": [7, 8], "task": ["a", "a"], "prediction_time": [datetime(2020, 1, 1)] * 2}
-    >>> other = pa.table({"subject_id": [8], "task": ["a"], "prediction_time": [datetime(2020, 1, 1)],
-    ...                   "true_risk": [0.5]})
+    >>> keys = {"subject_id": [7, 8], "task": ["a", "a"], "prediction_time": [2020, 2020]}
+    >>> other = pa.table({name: column[1:] for name, column in keys.items()} | {"true_risk": [0.5]})
     >>> join_scores(pa.table(keys), other, {"true_risk": "reference"})["reference"].to_pylist()
     [None, 0.5]
     """

@@ -93,6 +93,12 @@ class TaskEvaluation(msgspec.Struct, frozen=True):
     baselines: dict[str, Comparison] = {}
     notes: list[str] = []
 
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """What the model is put beside, by the name to show: the true risk, then the baselines."""
+        best = {} if self.true_risk is None else {"true risk (best possible)": self.true_risk}
+        return best | self.baselines
+
 
 class Evaluation(msgspec.Struct, frozen=True):
     """All tasks of one model on one test split, in the order in which they are shown."""

@@ -1,0 +1,88 @@
+"""A finetuned model's probabilities, for labelled examples and for patients as they stand."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from rich.progress import track
+from transformers import PreTrainedModel
+
+from ehrmamba_hf.corpus import TaskExamples
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.evaluation.predictions import PREDICTION_SCHEMA
+from ehrmamba_hf.modeling import EHRMambaForSequenceClassification
+from ehrmamba_hf.tokenization import EHRMambaTokenizer
+
+
+def load_classifier(folder: Path) -> EHRMambaForSequenceClassification:
+    """A finetuned model, ready to score, on the GPU where there is one.
+
+    Raises:
+        InputError: not a model folder, or a model that was not finetuned.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: expected a model folder with config.json, found none")
+    model = EHRMambaForSequenceClassification.from_pretrained(str(folder))
+    architecture = (model.config.architectures or ["?"])[0]
+    if architecture != EHRMambaForSequenceClassification.__name__:
+        raise InputError(f"{folder}: expected a finetuned model, found {architecture}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def probabilities(
+    model: PreTrainedModel,
+    tokenizer: EHRMambaTokenizer,
+    rows: Sequence[Mapping[str, Any]] | TaskExamples,
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> np.ndarray:
+    """The model's probability for each prompted input, (n,) float64, in the inputs' order.
+
+    Inputs of like length share a batch, which changes no probability and saves most padding.
+    """
+    result = np.zeros(len(lengths))
+    batches = np.array_split(np.argsort(lengths, kind="stable"), -(-len(lengths) // batch_size))
+    for batch in track(batches, "score", disable=not progress, transient=True):
+        features = [{k: v for k, v in rows[int(i)].items() if k != "labels"} for i in batch]
+        inputs = tokenizer.pad(features, return_tensors="pt").to(model.device)
+        result[batch] = torch.sigmoid(model(**inputs).logits[:, 0].float()).cpu().numpy()
+    return result
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: EHRMambaTokenizer,
+    examples: TaskExamples,
+    *,
+    progress: bool = True,
+) -> pa.Table:
+    """Predictions (PREDICTION_SCHEMA) for labelled examples."""
+    if not len(examples):
+        return PREDICTION_SCHEMA.empty_table()
+    scores = probabilities(model, tokenizer, examples, examples.lengths, progress=progress)
+    table = examples.table.append_column("probability", pa.array(scores))
+    return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
+
+
+def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` items.
+
+    >>> list(chunks(iter(range(3)), 2))
+    [[0, 1], [2]]
+    """
+    held: list[Any] = []
+    for item in items:
+        held.append(item)
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held
