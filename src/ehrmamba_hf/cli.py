@@ -1,0 +1,253 @@
+"""The command line: one command a stage, and `demo`, which runs them all.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ehrmamba_hf.errors import EHRMambaError
+
+app = typer.Typer(
+    help="Health records in (FHIR), a clinical foundation model out (EHRMamba).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Out = Annotated[Path, typer.Option(help="Folder to write; appears when whole.")]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file, or `paper` or `tiny`.")
+]
+Tasks = Annotated[str | None, typer.Option(help="Names, with commas between; default: all.")]
+Data = Annotated[Path, typer.Argument(help="Data folder, of `prepare`.")]
+EventsOption = Annotated[Path, typer.Option(help="Events folder, of `ingest`.")]
+At = Annotated[str | None, typer.Option(help="ISO time; nothing after it is looked at.")]
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on stderr and exit code 1."""
+    _quiet()
+    try:
+        app()
+    except EHRMambaError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter away where nobody can act on it."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()
+
+
+def _names(tasks: str | None) -> list[str] | None:
+    return [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+
+
+@app.command()
+def simulate(
+    out: Out,
+    patients: Annotated[int, typer.Option(min=1, help="How many patients.")] = 2000,
+    seed: Annotated[int, typer.Option(help="The same seed, the same hospital.")] = 1,
+    config: ConfigFile = None,
+) -> None:
+    """Make a synthetic hospital: FHIR NDJSON, and the true risks beside it."""
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.simulation import simulate as run
+    from ehrmamba_hf.simulation import true_risks_path
+
+    load_config(config)
+    run(out, patients=patients, seed=seed, progress=_progress())
+    typer.echo(f"{patients} patients in {out}, their true risks in {true_risks_path(out)}")
+
+
+@app.command()
+def ingest(
+    fhir: Annotated[Path, typer.Argument(help="Folder of FHIR NDJSON or Bundles, or one file.")],
+    out: Out,
+    timezone: Annotated[
+        str | None, typer.Option(help="IANA name; for sources written in UTC.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per CPU.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Read FHIR into MEDS-shaped Parquet, with report.json and rejects.ndjson."""
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.events import ingest as run
+
+    load_config(config)
+    report = run(fhir, out, timezone=timezone, workers=workers, progress=_progress())
+    typer.echo(report.summary())
+
+
+@app.command()
+def prepare(
+    events: Annotated[Path, typer.Argument(help="Events folder, of `ingest`.")],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Model whose tokenizer to use as it is, for data it has not seen."),
+    ] = None,
+    test_only: Annotated[bool, typer.Option(help="All patients are the test split.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Make splits, bins, vocabulary, tokenizer, labels and Arrow sequences."""
+    from msgspec.structs import replace
+
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.corpus import prepare as run
+    from ehrmamba_hf.corpus.examples import load_tokenizer
+
+    settings = load_config(config).prepare
+    if test_only:
+        settings = replace(settings, splits=replace(settings.splits, pretrain=0.0, finetune=0.0))
+    fitted = load_tokenizer(tokenizer) if tokenizer else None
+    run(events, out, settings, tokenizer=fitted, progress=_progress())
+    typer.echo(f"data in {out}: counts and exclusions in prepare.json")
+
+
+@app.command(context_settings=TRAINING_FLAGS)
+def pretrain(context: typer.Context, data: Data, out: Out, config: ConfigFile = None) -> None:
+    """Pretrain by next-token prediction.
+
+    Every field of transformers' TrainingArguments is a flag, for example --num_train_epochs 5.
+    """
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.training import pretrain as run
+
+    settings = load_config(config)
+    training = {**settings.pretrain, **_training_flags(context.args)}
+    run(data, out, model=settings.model, training=training)
+    typer.echo(f"pretrained model in {out}")
+
+
+@app.command(context_settings=TRAINING_FLAGS)
+def finetune(
+    context: typer.Context,
+    data: Data,
+    model: Annotated[Path, typer.Option(help="Pretrained model's folder.")],
+    out: Out,
+    tasks: Tasks = None,
+    config: ConfigFile = None,
+) -> None:
+    """Finetune one model for all tasks (Multitask Prompted Finetuning).
+
+    Every field of transformers' TrainingArguments is a flag, for example --learning_rate 1e-4.
+    """
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.training import finetune as run
+
+    training = {**load_config(config).finetune, **_training_flags(context.args)}
+    run(data, model, out, tasks=_names(tasks), training=training)
+    typer.echo(f"finetuned model in {out}")
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    model: Annotated[Path, typer.Option(help="Finetuned model's folder.")],
+    out: Out,
+    tasks: Tasks = None,
+    true_risks: Annotated[
+        Path | None, typer.Option(help="True risks of `simulate`, to compare with.")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Judge a model on the test split: metrics.json and report.html."""
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.evaluation import evaluate as run
+    from ehrmamba_hf.evaluation import metrics_table
+
+    load_config(config)
+    evaluation = run(
+        data, model, out, tasks=_names(tasks), true_risks=true_risks, progress=_progress()
+    )
+    Console().print(metrics_table(evaluation))
+    typer.echo(f"report in {out / 'report.html'}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Finetuned model's folder.")],
+    events: EventsOption,
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    tasks: Tasks = None,
+    at: At = None,
+    config: ConfigFile = None,
+) -> None:
+    """Score every task for every patient."""
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.evaluation import predict as run
+
+    rules = load_config(config).prepare.visits
+    table = run(
+        model, events, out, tasks=_names(tasks), at=at, rules=rules, progress=_progress()
+    )
+    typer.echo(f"{table.num_rows} predictions in {out}")
+
+
+@app.command()
+def forecast(
+    model: Annotated[Path, typer.Argument(help="Model's folder.")],
+    events: EventsOption,
+    subject: Annotated[str, typer.Option(help="subject_id, or the id at the source.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens.")] = 32,
+    at: At = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    config: ConfigFile = None,
+) -> None:
+    """Continue one patient's record, token by token."""
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.forecasting import forecast as run
+    from ehrmamba_hf.forecasting import forecast_lines
+
+    rules = load_config(config).prepare.visits
+    events_ahead = run(model, events, subject, tokens=tokens, at=at, seed=seed, rules=rules)
+    typer.echo("\n".join(forecast_lines(events_ahead)))
+
+
+@app.command()
+def demo(
+    fhir: Annotated[
+        Path | None, typer.Option(help="Your FHIR folder; default: a synthetic hospital.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
+    patients: Annotated[int, typer.Option(min=1, help="Synthetic patients.")] = 1000,
+    config: ConfigFile = "tiny",
+) -> None:
+    """Run the whole line on a tiny model: FHIR to a finetuned model and its report."""
+    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.demo import run_demo
+
+    run_demo(fhir, out, patients=patients, config=load_config(config))
+
+
+def _training_flags(arguments: list[str]) -> dict[str, Any]:
+    """The fields of `TrainingArguments` that are given as flags, and no others."""
+    from transformers import HfArgumentParser, TrainingArguments
+
+    parser: Any = HfArgumentParser(TrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        action.required = False
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise typer.BadParameter(f"no flag of this command or of TrainingArguments: {unknown[0]}")
+    return vars(given)

@@ -1,0 +1,20 @@
+"""The event table: MEDS columns and a few of ours, written from FHIR, read by every later stage."""
+
+from ehrmamba_hf.events.ingest import ingest
+from ehrmamba_hf.events.report import Outcome, Report
+from ehrmamba_hf.events.table import (
+    iter_subject_batches,
+    read_encounters,
+    read_subjects,
+    validate,
+)
+
+__all__ = [
+    "Outcome",
+    "Report",
+    "ingest",
+    "iter_subject_batches",
+    "read_encounters",
+    "read_subjects",
+    "validate",
+]

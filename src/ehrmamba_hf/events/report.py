@@ -1,0 +1,79 @@
+"""What an ingestion says about itself: nothing read is left out of the count."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from ehrmamba_hf.events.parts import Tally
+
+
+class Outcome(msgspec.Struct):
+    """What became of the resources of one type: read = used + not used + rejected."""
+
+    read: int = 0
+    used: int = 0
+    not_used: dict[str, int] = {}  # by reason
+    rejected: int = 0
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """report.json of an events folder. Resources and events are counted apart: a resource can give
+    several events (components, birth and death) or none (an encounter)."""
+
+    format: str = "ehrmamba-events/1"
+    timezone: str | None
+    files: int
+    lines: int
+    blank_lines: int
+    bundles: int
+    resources: dict[str, Outcome]  # by type; "unknown" where a record does not even say
+    total: Outcome
+    subjects: int
+    encounters: int
+    events: dict[str, int]  # by category
+    date_range: list[str]  # first and last event other than births and deaths
+    unknown_code_systems: dict[str, int]  # by URL, in codings read
+    text_only_codes: int  # concepts without any code
+    observations_without_category: int
+    unresolved_references: dict[str, int]  # by field, in resources used
+    warnings: list[str]
+
+
+def outcomes_of(
+    tally: Tally, decoded: Iterable[tuple[str, str | None, int]]
+) -> tuple[dict[str, Outcome], Outcome]:
+    """Outcomes by type and in total. `decoded`: (type, why not used or None, how many)."""
+    by_type = {kind: Outcome(read=count) for kind, count in sorted(tally.read.items())}
+    for kind, count in tally.rejected.items():
+        by_type[kind].rejected = count
+    for kind, count in tally.other_types.items():
+        by_type[kind].not_used = {"type not used": count}
+    for kind, reason, count in sorted(decoded, key=str):
+        if reason is None:
+            by_type[kind].used = count
+        else:
+            by_type[kind].not_used[reason] = count
+    total = Outcome()
+    for outcome in by_type.values():
+        total.read += outcome.read
+        total.used += outcome.used
+        total.rejected += outcome.rejected
+        for reason, count in outcome.not_used.items():
+            total.not_used[reason] = total.not_used.get(reason, 0) + count
+    return by_type, total
+
+
+def warnings_of(tally: Tally, timezone: str | None) -> list[str]:
+    """What the user should know before trusting the numbers."""
+    warnings = []
+    if tally.met_utc and not tally.met_other and timezone is None:
+        warnings.append(
+            "All times are written in UTC: without a timezone, days and nights are not the "
+            "hospital's. Give the hospital's timezone."
+        )
+    if tally.observations_without_category:
+        warnings.append(
+            f"{tally.observations_without_category} Observations have no category: they are "
+            "'observation' events, not 'lab' or 'vital_sign'."
+        )
+    return warnings

@@ -1,0 +1,321 @@
+"""One pure function per resource: the resource in, its Rows out, or Reject or NotUsed raised.
+
+Times. `time` is the start of what was written; an end that is only a date stands at its last
+microsecond (FHIR: a period's end includes any matching time). `available_time` is when the event
+could have been known: never before what it was dated by is over, so that a date without an hour
+leaks nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import meds
+
+from ehrmamba_hf.fhir.codings import Concept, concept_of
+from ehrmamba_hf.fhir.fields import (
+    code_of,
+    expect_happened,
+    id_of,
+    medication_of,
+    number_of,
+    observation_kind,
+    patient_of,
+    span_of,
+    time_of,
+    value_of,
+)
+from ehrmamba_hf.fhir.resources import (
+    Clinical,
+    CodeableConcept,
+    Coding,
+    Condition,
+    Encounter,
+    Extension,
+    Measured,
+    Medication,
+    MedicationAdministration,
+    MedicationRequest,
+    Observation,
+    Patient,
+    Procedure,
+)
+from ehrmamba_hf.fhir.rows import (
+    EncounterRow,
+    Event,
+    NotUsed,
+    Reject,
+    Rows,
+    Site,
+    SubjectRow,
+)
+from ehrmamba_hf.fhir.times import DAY, Time
+
+# What did not happen, is not true, or is not yet more than an intention. A preliminary result and
+# a stopped order or procedure did happen; a registered observation has no result yet.
+_NOT_TRUE: Final = frozenset({"entered-in-error", "cancelled", "not-done"})
+ENCOUNTER_EXCLUDED: Final = _NOT_TRUE | {"planned"}
+CONDITION_EXCLUDED: Final = frozenset({"entered-in-error", "refuted"})
+PROCEDURE_EXCLUDED: Final = _NOT_TRUE | {"preparation"}
+REQUEST_EXCLUDED: Final = _NOT_TRUE | {"draft"}
+ADMINISTRATION_EXCLUDED: Final = _NOT_TRUE
+OBSERVATION_EXCLUDED: Final = _NOT_TRUE | {"registered"}
+INTENT_EXCLUDED: Final = frozenset({"proposal", "option"})
+
+_RACE: Final = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race"
+_MIMIC: Final = ("http://mimic.mit.edu/", "http://fhir.mimic.mit.edu/")
+_BIRTH: Final = Concept(meds.birth_code, ())
+_DEATH: Final = Concept(meds.death_code, ())
+
+
+def patient(resource: Patient, site: Site) -> Rows:
+    """A subject, its MEDS_BIRTH and MEDS_DEATH. Rejects a death before the birth."""
+    born = time_of(resource.birthDate, "birthDate", site)
+    died = time_of(resource.deceasedDateTime, "deceasedDateTime", site)
+    if born and died and died.last < born.start:
+        raise Reject("deceasedDateTime", "a time not before birthDate", "an earlier one")
+    events = []
+    if born:
+        events.append(Event(born.start, "birth", concept=_BIRTH, available_time=born.last))
+    death = None
+    if died:  # born in May 2019, died in "2019": not in January
+        death = max(died.start, born.start) if born else died.start
+        events.append(Event(death, "death", concept=_DEATH, available_time=died.last))
+    return Rows(
+        patient_id=None,
+        events=tuple(events),
+        subject=SubjectRow(
+            birth=born.start if born else None,
+            death=death,
+            death_is_date=died is not None and died.precision != "time",
+            deceased=died is not None or bool(resource.deceasedBoolean),
+            sex=resource.gender,
+            race=_race(resource.extension or []),
+        ),
+    )
+
+
+def encounter(resource: Encounter, site: Site) -> Rows:
+    """An encounter, as long as it has a start; one that ends before it starts stays as written."""
+    expect_happened(resource.status, ENCOUNTER_EXCLUDED)
+    patient_id = patient_of(resource.subject, site)
+    start, end = span_of(None, resource.period or resource.actualPeriod, "", site)
+    if start is None:
+        raise NotUsed("no period.start")
+    discharge = resource.hospitalization or resource.admission
+    disposition = discharge.dischargeDisposition if discharge else None
+    return Rows(
+        patient_id,
+        encounter=EncounterRow(
+            part_of=id_of(resource.partOf, site),
+            start=start.start,
+            end=end.last if end else None,
+            class_code=_class_code(resource.class_),
+            disposition=_plain_code(disposition),
+            source="mimic" if _is_mimic(resource) else "",
+        ),
+    )
+
+
+def condition(resource: Condition, site: Site) -> Rows:
+    """A diagnosis: at recordedDate, else at its encounter's end, else at its onset.
+
+    Codes are assigned after a stay, so with an encounter it is available only after its end.
+    """
+    expect_happened(_plain_code(resource.verificationStatus), CONDITION_EXCLUDED)
+    patient_id = patient_of(resource.subject, site)
+    if resource.code is None:
+        raise NotUsed("no code")
+    recorded = time_of(resource.recordedDate, "recordedDate", site)
+    onset, _ = span_of(resource.onsetDateTime, resource.onsetPeriod, "onset", site)
+    dated = recorded or onset
+    event = Event(
+        time=recorded.start if recorded else None,
+        category="condition",
+        concept=code_of(resource.code),
+        available_time=dated.last if dated else None,
+        encounter_id=id_of(resource.encounter, site),
+        after_encounter=True,
+        fallback_time=onset.start if onset else None,
+    )
+    return Rows(patient_id, (event,))
+
+
+def procedure(resource: Procedure, site: Site) -> Rows:
+    """A procedure, known at its start; one without an hour is known after its encounter."""
+    expect_happened(resource.status, PROCEDURE_EXCLUDED)
+    patient_id = patient_of(resource.subject, site)
+    if resource.code is None:
+        raise NotUsed("no code")
+    start, end = span_of(resource.performedDateTime, resource.performedPeriod, "performed", site)
+    if start is None:
+        start, end = span_of(
+            resource.occurrenceDateTime, resource.occurrencePeriod, "occurrence", site
+        )
+    hourless = start is None or start.precision != "time" or start.midnight
+    event = Event(
+        time=start.start if start else None,
+        category="procedure",
+        concept=code_of(resource.code),
+        end_time=end.last if end else None,
+        available_time=_day_over(start) if start else None,
+        encounter_id=id_of(resource.encounter, site),
+        after_encounter=hourless,
+    )
+    return Rows(patient_id, (event,))
+
+
+def medication(resource: Medication, site: Site) -> Rows:
+    """What requests and administrations refer to; no event of its own."""
+    expect_happened(resource.status, _NOT_TRUE)
+    concept = concept_of(resource.code) if resource.code is not None else None
+    if concept is None:
+        raise NotUsed("no code")
+    return Rows(None, medication=concept)
+
+
+def medication_request(resource: MedicationRequest, site: Site) -> Rows:
+    """An order, at authoredOn, else at the start of what may be dispensed."""
+    expect_happened(resource.status, REQUEST_EXCLUDED)
+    if resource.intent in INTENT_EXCLUDED:
+        raise NotUsed(f"intent {resource.intent}")
+    if resource.doNotPerform:
+        raise NotUsed("doNotPerform")
+    patient_id = patient_of(resource.subject, site)
+    concept, medication_id = medication_of(resource, site)
+    written = time_of(resource.authoredOn, "authoredOn", site)
+    if written is None and resource.dispenseRequest is not None:
+        validity = resource.dispenseRequest.validityPeriod
+        written, _ = span_of(None, validity, "dispenseRequest.validity", site)
+    event = Event(
+        time=_expect_time(written).start,
+        category="medication",
+        concept=concept,
+        available_time=_expect_time(written).last,
+        encounter_id=id_of(resource.encounter, site),
+        medication_id=medication_id,
+    )
+    return Rows(patient_id, (event,))
+
+
+def medication_administration(resource: MedicationAdministration, site: Site) -> Rows:
+    """A dose given, known at its start; the value is the dose."""
+    expect_happened(resource.status, ADMINISTRATION_EXCLUDED)
+    patient_id = patient_of(resource.subject, site)
+    concept, medication_id = medication_of(resource, site)
+    start, end = span_of(resource.effectiveDateTime, resource.effectivePeriod, "effective", site)
+    if start is None:
+        start, end = span_of(
+            resource.occurenceDateTime, resource.occurencePeriod, "occurence", site
+        )
+    dose = resource.dosage.dose if resource.dosage else None
+    number, unit = number_of(dose, "dosage.dose.value")
+    event = Event(
+        time=_expect_time(start).start,
+        category="administration",
+        concept=concept,
+        numeric_value=number,
+        unit=unit,
+        end_time=end.last if end else None,
+        available_time=_expect_time(start).last,
+        encounter_id=id_of(resource.encounter or resource.context, site),
+        medication_id=medication_id,
+    )
+    return Rows(patient_id, (event,))
+
+
+def observation(resource: Observation, site: Site) -> Rows:
+    """One event per component, and one of its own where it has a value or no components.
+
+    At the effective time, else when it was issued; available at the later of the two.
+    """
+    expect_happened(resource.status, OBSERVATION_EXCLUDED)
+    patient_id = patient_of(resource.subject, site)
+    concept = code_of(resource.code)
+    start, end = span_of(
+        resource.effectiveDateTime or resource.effectiveInstant,
+        resource.effectivePeriod,
+        "effective",
+        site,
+    )
+    issued = time_of(resource.issued, "issued", site)
+    start = _expect_time(start or issued)
+    available = max(t.last for t in (start, end, issued) if t is not None)
+    encounter_id = id_of(resource.encounter, site)
+    end_time = end.last if end else None
+
+    def event(measured: Measured, about: Concept, field: str = "") -> Event:
+        number, text, unit = value_of(measured, field)
+        kind = observation_kind(resource.category, about)
+        return Event(
+            start.start, kind, about, number, text, unit, end_time, available, encounter_id
+        )
+
+    if not resource.component:
+        return Rows(patient_id, (event(resource, concept),))
+    events = [event(resource, concept)]
+    if events[0].numeric_value is None and events[0].text_value is None:
+        events.clear()
+    for index, part in enumerate(resource.component):
+        field = f"component[{index}]."
+        events.append(event(part, code_of(part.code, f"{field}code"), field))
+    return Rows(patient_id, tuple(events))
+
+
+_CONVERT: Final[dict[type, Callable[[Any, Site], Rows]]] = {
+    Patient: patient,
+    Encounter: encounter,
+    Condition: condition,
+    Procedure: procedure,
+    Medication: medication,
+    MedicationRequest: medication_request,
+    MedicationAdministration: medication_administration,
+    Observation: observation,
+}
+
+
+def convert(resource: Clinical, site: Site) -> Rows:
+    """The Rows of any used resource. Raises Reject or NotUsed."""
+    return _CONVERT[type(resource)](resource, site)
+
+
+def _expect_time(time: Time | None) -> Time:
+    if time is None:
+        raise NotUsed("no time")
+    return time
+
+
+def _day_over(time: Time) -> int:
+    """When a procedure's written time is over; midnight exactly is a date that lost its kind."""
+    return time.start + DAY - 1 if time.midnight else time.last
+
+
+def _plain_code(concept: CodeableConcept | None) -> str | None:
+    if concept is None:
+        return None
+    return next((c.code for c in concept.coding or () if c.code), concept.text)
+
+
+def _class_code(kind: Coding | list[CodeableConcept] | None) -> str | None:
+    if isinstance(kind, Coding):
+        return kind.code or kind.display
+    return next(filter(None, map(_plain_code, kind or ())), None)
+
+
+def _is_mimic(resource: Encounter) -> bool:
+    profiles = resource.meta.profile if resource.meta else None
+    systems = [i.system or "" for i in resource.identifier or ()]
+    if isinstance(resource.class_, Coding):
+        systems.append(resource.class_.system or "")
+    return any(url.startswith(_MIMIC) for url in [*(profiles or ()), *systems])
+
+
+def _race(extensions: list[Extension]) -> str | None:
+    """US Core's OMB categories, joined by "; ". http://hl7.org/fhir/us/core/ (us-core-race)"""
+    found = {
+        part.valueCoding.display
+        for race in extensions
+        if race.url == _RACE
+        for part in race.extension or ()
+        if part.url == "ombCategory" and part.valueCoding and part.valueCoding.display
+    }
+    return "; ".join(sorted(found)) or None

@@ -1,0 +1,115 @@
+"""One JSON record to one typed resource, or to the reason why not."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from ehrmamba_hf.fhir.identity import parse_reference
+from ehrmamba_hf.fhir.resources import Bundle, Clinical, Entry
+from ehrmamba_hf.fhir.rows import Reject
+
+
+class Other(msgspec.Struct, frozen=True):
+    """A resource of a type that is not used."""
+
+    resourceType: str  # noqa: N815 - FHIR's own name
+
+
+_decoder = msgspec.json.Decoder(Clinical | Bundle)
+_peek = msgspec.json.Decoder(Other)
+_USED = {kind.__name__ for kind in Clinical.__args__} | {"Bundle"}
+_TYPE_NAME = re.compile("[A-Z][A-Za-z]{2,63}")
+# "Expected `str | null`, got `int` - at `$.code.text`"
+_MISFIT = re.compile(r"(?:Expected `(?P<expected>[^`]+)`(?:, got `(?P<found>[^`]+)`)?)?.*?"
+                     r"(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)  # fmt: skip
+
+
+def decode(raw: bytes | msgspec.Raw) -> Clinical | Bundle | Other:
+    """The resource that a JSON text holds; of repeated keys, the last one counts.
+
+    Raises Reject with the field and the kinds expected and found, never with the content; its
+    `resource_type` is known where the text is JSON.
+
+    >>> decode(b'{"resourceType": "Device"}')
+    Other(resourceType='Device')
+    >>> decode(b'{"resourceType": "Procedure", "code": {"text": 5}}')
+    Traceback (most recent call last):
+    ehrmamba_hf.fhir.rows.Reject: code.text: expected str, found int
+    """
+    try:
+        return _decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        misfit = str(error)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _broken(error) from None
+    try:
+        other = _peek.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if not isinstance(error, msgspec.ValidationError):
+            raise _broken(error) from None
+        raise Reject("resourceType", "a FHIR resource", "JSON that is not one") from None
+    if other.resourceType in _USED:
+        raise _misfit(misfit, other.resourceType)
+    if not _TYPE_NAME.fullmatch(other.resourceType):
+        raise Reject("resourceType", "a FHIR resource type", "another text")
+    return other
+
+
+class BundleEntry(NamedTuple):
+    """A resource inside a Bundle; `fallback_id` stands in where it has no id of its own."""
+
+    raw: msgspec.Raw
+    fallback_id: str | None
+
+
+def entries_of(bundle: Bundle) -> Iterator[BundleEntry]:
+    """The entries that hold a resource (a transaction's deletions hold none)."""
+    for entry in bundle.entry or ():
+        if _holds_one(entry):
+            target = parse_reference(entry.fullUrl) if entry.fullUrl else None
+            yield BundleEntry(entry.resource, target.id if target else None)
+
+
+class _Identified(msgspec.Struct):
+    id: str | None = None
+
+
+_id_decoder = msgspec.json.Decoder(_Identified)
+
+
+def aliases_of(bundle: Bundle) -> dict[str, str]:
+    """fullUrl -> id of the entries whose `urn:` URL differs from their id."""
+    aliases = {}
+    for entry in bundle.entry or ():
+        url = entry.fullUrl or ""
+        if _holds_one(entry) and url.startswith("urn:"):
+            try:
+                own = _id_decoder.decode(entry.resource).id
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue  # the entry itself is going to be rejected
+            if own and not url.endswith(f":{own}"):
+                aliases[url] = own
+    return aliases
+
+
+def _holds_one(entry: Entry) -> bool:
+    return bytes(memoryview(entry.resource)[:4]) not in (b"", b"null")
+
+
+def _misfit(message: str, kind: str) -> Reject:
+    match = _MISFIT.fullmatch(message)
+    parts = match.groupdict() if match else {}
+    expected = (parts.get("expected") or "a value in range").removesuffix(" | null")
+    reject = Reject(parts.get("path") or "", expected, parts.get("found") or "another value")
+    reject.resource_type = kind
+    return reject
+
+
+def _broken(error: Exception) -> Reject:
+    if isinstance(error, UnicodeDecodeError):
+        return Reject("", "UTF-8 text", "an invalid byte")
+    if isinstance(error, RecursionError):
+        return Reject("", "a FHIR resource", "JSON nested too deep")
+    return Reject("", "one JSON record", str(error))
