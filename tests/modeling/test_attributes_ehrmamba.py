@@ -1,4 +1,4 @@
-"""Attributes derived from ids: a case worked by hand, prompts continued, padding, partial columns."""
+"""Attributes derived from ids: a case worked by hand, prompts, padding, partial columns."""
 
 from collections.abc import Callable
 

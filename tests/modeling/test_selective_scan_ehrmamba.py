@@ -55,11 +55,11 @@ def assert_like_reference(inputs: dict[str, Tensor], tolerance: float = 1e-5) ->
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 37])
-@pytest.mark.parametrize("chunk", [2, 8, 64])
+@pytest.mark.parametrize("elements", [15, 75, 360, 1 << 18])
 def test_values_states_and_gradients_equal_the_float64_reference(
-    batch: int, length: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    batch: int, length: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selective_scan_ehrmamba, "CHUNK_ELEMENTS", chunk * batch * 5 * 3)
+    monkeypatch.setattr(selective_scan_ehrmamba, "CHUNK_ELEMENTS", elements)
     assert_like_reference(make_inputs(batch, length, channels=5, states=3))
 
 
@@ -68,10 +68,20 @@ def test_extreme_step_sizes_stay_exact_and_finite(step: float) -> None:
     assert_like_reference(make_inputs(2, 33, channels=4, states=16, step=step))
 
 
-def test_the_chunk_is_chosen_from_batch_and_width() -> None:
-    assert selective_scan_ehrmamba.chunk_length(1, 1536, 16) == 10
-    assert selective_scan_ehrmamba.chunk_length(16, 128, 16) == 8
-    assert selective_scan_ehrmamba.chunk_length(64, 1536, 16) == 2, "a chunk is two steps at least"
+@pytest.mark.parametrize(
+    ("batch", "channels", "expected"),
+    [
+        (1, 1536, (1, 10)),
+        (64, 1536, (1, 10)),
+        (16, 128, (16, 8)),
+        (64, 128, (16, 8)),
+        (2, 4, (2, 2048)),
+    ],
+)
+def test_rows_and_chunk_are_chosen_from_batch_and_width(
+    batch: int, channels: int, expected: tuple[int, int]
+) -> None:
+    assert selective_scan_ehrmamba.group_and_chunk(batch, channels, 16, "cpu") == expected
 
 
 def test_no_initial_state_is_a_zero_state() -> None:

@@ -1,6 +1,6 @@
 """The event table: MEDS columns and a few of ours, written from FHIR, read by every later stage."""
 
-from ehrmamba_hf.events.ingest import ingest
+from ehrmamba_hf.events.ingestion import ingest
 from ehrmamba_hf.events.report import Outcome, Report
 from ehrmamba_hf.events.table import (
     iter_subject_batches,

@@ -38,6 +38,19 @@ class Report(msgspec.Struct, kw_only=True):
     unresolved_references: dict[str, int]  # by field, in resources used
     warnings: list[str]
 
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        total, unused = self.total, sum(self.total.not_used.values())
+        lines = [
+            f"{total.read:,} resources read: {total.used:,} used, {unused:,} not used, "
+            f"{total.rejected:,} rejected",
+            f"{sum(self.events.values()):,} events and {self.encounters:,} encounters "
+            f"of {self.subjects:,} patients",
+            *(f"not used: {count:,} ({reason})" for reason, count in total.not_used.items()),
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
 
 def outcomes_of(
     tally: Tally, decoded: Iterable[tuple[str, str | None, int]]

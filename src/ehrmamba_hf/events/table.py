@@ -152,14 +152,14 @@ def _expect_order(
     ids = batch["subject_id"].to_numpy()
     first_instant = np.iinfo(np.int64).min
     times = batch["time"].cast(pa.int64()).fill_null(first_instant).to_numpy()
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] if last and last[0] == ids[0] else ~ids[0]))
+    continues = last is not None and last[0] == ids[0]
+    starts = np.flatnonzero(np.append(not continues, ids[1:] != ids[:-1]))
     new = set(ids[starts].tolist())
     if len(new) < len(starts) or new & seen:
         raise SchemaError(f"{file}: expected each subject in one shard and one run of rows")
     seen |= new
-    follows = np.diff(ids) == 0
-    backwards = follows & (np.diff(times) < 0)
-    if backwards.any() or (last and last[0] == ids[0] and times[0] < last[1]):
+    backwards = (ids[1:] == ids[:-1]) & (times[1:] < times[:-1])
+    if backwards.any() or (continues and last is not None and times[0] < last[1]):
         row = int(np.argmax(backwards)) + 1 if backwards.any() else 0
         raise SchemaError(
             f"{file}: expected a subject's times ascending, nulls first, found an earlier one "

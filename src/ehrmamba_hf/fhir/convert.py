@@ -37,6 +37,7 @@ from ehrmamba_hf.fhir.resources import (
     MedicationRequest,
     Observation,
     Patient,
+    Period,
     Procedure,
 )
 from ehrmamba_hf.fhir.rows import (
@@ -98,7 +99,9 @@ def encounter(resource: Encounter, site: Site) -> Rows:
     """An encounter, as long as it has a start; one that ends before it starts stays as written."""
     expect_happened(resource.status, ENCOUNTER_EXCLUDED)
     patient_id = patient_of(resource.subject, site)
-    start, end = span_of(None, resource.period or resource.actualPeriod, "", site)
+    period = resource.period or resource.actualPeriod or Period()
+    start = time_of(period.start, "period.start", site)
+    end = time_of(period.end, "period.end", site)
     if start is None:
         raise NotUsed("no period.start")
     discharge = resource.hospitalization or resource.admission

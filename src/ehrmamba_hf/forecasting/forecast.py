@@ -71,6 +71,12 @@ def forecast(
     if len(columns["input_ids"]) == 1:
         raise InputError("forecast: expected a patient with events, found none")
     network = EHRMambaForCausalLM.from_pretrained(str(model)).eval()
+    finetuned = (network.config.architectures or [""])[0].endswith("ForSequenceClassification")
+    if finetuned and not network.config.forecasting_loss_weight:
+        raise InputError(
+            f"{model}: expected a pretrained model, or one finetuned with a "
+            "forecasting_loss_weight, found one that was finetuned without it"
+        )
     set_seed(seed)
     prompt = tokenizer.pad({k: [v] for k, v in columns.items()}, return_tensors="pt")
     settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, **generation}
@@ -100,7 +106,7 @@ def forecast_lines(events: Sequence[ForecastEvent]) -> list[str]:
     return [
         e.text
         if e.visit is None
-        else f"{e.weeks:+.1f} weeks  age {e.age:.1f}  visit {e.visit}  {e.text}"
+        else f"{round(e.weeks or 0.0, 1) + 0.0:+.1f} weeks  age {e.age:.1f}  visit {e.visit}  {e.text}"
         for e in events
     ]
 

@@ -57,6 +57,9 @@ class EHRMambaConfig(PreTrainedConfig):
             sines of what is given, as the authors' code does, not an exact zero vector.
         classifier_hidden (`bool`): the two-layer head of the authors' code (dropout, linear, SiLU,
             dropout, linear), not the paper's dropout and linear.
+        forecasting_loss_weight (`float`): in training, a sequence classifier adds this much of the
+            next-token loss on its own inputs, so that the finetuned model still forecasts; 0 is
+            the paper's finetuning.
         context_length (`int`): advice to the tokenizer on where to truncate; no limit of the model.
         long_interval_days (`float`): days that time advances at [LT], the interval of a year or
             more; kept to the hour.
@@ -108,6 +111,7 @@ class EHRMambaConfig(PreTrainedConfig):
 
     classifier_dropout: int | float = 0.1
     classifier_hidden: bool = False
+    forecasting_loss_weight: int | float = 0.0
 
     context_length: int = 2048
     use_cache: bool = True
@@ -153,6 +157,8 @@ class EHRMambaConfig(PreTrainedConfig):
             self._expect(name, getattr(self, name) > 0, "a positive number")
         for name in ("embedding_dropout", "classifier_dropout"):
             self._expect(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)")
+        weight = self.forecasting_loss_weight
+        self._expect("forecasting_loss_weight", weight >= 0, "0 or more")
         rank = self.time_step_rank
         self._expect("time_step_rank", isinstance(rank, int) and rank > 0, 'positive or "auto"')
         self._expect(

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attributes_ehrmamba import ATTRIBUTES
+from .attributes_ehrmamba import ATTRIBUTES, PAD, TASK
 from .configuration_ehrmamba import EHRMambaConfig
 from .embeddings_ehrmamba import EHRMambaEmbeddings, EHRMambaSineFeatures
 from .mixer_ehrmamba import EHRMambaMixer
@@ -270,6 +270,7 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
     """Next-token prediction over patient sequences: the pretraining task, and forecasting."""
 
     _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.concept.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # of a finetuned model's folder
 
     def __init__(self, config: EHRMambaConfig) -> None:
         super().__init__(config)
@@ -309,7 +310,9 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
             inputs_embeds: see EHRMambaModel.
             cache_params: see EHRMambaModel.
             use_cache: see EHRMambaModel.
-            labels: (batch, length), usually `input_ids`; shifted inside. -100 and PAD are ignored.
+            labels: (batch, length), usually `input_ids`; shifted inside. -100, PAD and a first
+                token after left padding, before which there is nothing to predict it from, are
+                ignored.
             output_hidden_states: see EHRMambaModel.
             return_dict: see EHRMambaModel.
             logits_to_keep: score only the last so many positions (0: all), or those given.
@@ -334,7 +337,7 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
         logits = self.lm_head(kept)
         loss = None
         if labels is not None:
-            labels = labels.long().masked_fill(labels == self.config.pad_token_id, -100)
+            labels = self._next_tokens(labels, input_ids, attention_mask)
             vocab_size = self.config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return EHRMambaCausalLMOutput(
@@ -343,6 +346,19 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
             cache_params=outputs.cache_params,
             hidden_states=outputs.hidden_states,
         )
+
+    def _next_tokens(
+        self, labels: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor:
+        """The labels, without padding and without what would be predicted from padding."""
+        pad = self.config.pad_token_id
+        labels = labels.long().masked_fill(labels == pad, -100)
+        if attention_mask is None and input_ids is not None:
+            attention_mask = input_ids != pad
+        if attention_mask is None:
+            return labels
+        padding = attention_mask[:, -labels.shape[1] :] == 0
+        return labels.masked_fill(F.pad(padding[:, :-1], (1, 0)), -100)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -406,8 +422,11 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
     """A label for a whole sequence, read at its last real token.
 
     Under multitask prompted finetuning that is the task's token, and one logit serves all tasks
-    (paper, section 3.3).
+    (paper, section 3.3). The language model's head stays beside the classifier's, so that one
+    folder holds a model that predicts and forecasts; `forecasting_loss_weight` keeps it in use.
     """
+
+    _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.concept.weight"}
 
     # The loss is a mean over the batch and takes no num_items_in_batch: without this flag, the
     # Trainer would multiply gradients by gradient_accumulation_steps.
@@ -418,6 +437,10 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         self.num_labels = config.num_labels or 1
         self.backbone = EHRMambaModel(config)
         self.classifier = EHRMambaClassificationHead(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Distributed training complains of parameters that want a gradient and never get one.
+        if not config.forecasting_loss_weight and not config.tie_word_embeddings:
+            self.lm_head.requires_grad_(False)
         self.post_init()
 
     @can_return_tuple
@@ -476,12 +499,26 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != self.config.pad_token_id
         logits = self.classifier(_last_real(hidden_states, attention_mask))
+        loss = None if labels is None else self._loss(logits, labels)
+        if loss is not None and self.training and input_ids is not None:
+            loss = loss + self._forecasting_loss(hidden_states, input_ids)
         return EHRMambaSequenceClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels),
+            loss=loss,
             logits=logits,
             cache_params=outputs.cache_params,
             hidden_states=outputs.hidden_states,
         )
+
+    def _forecasting_loss(self, hidden_states: Tensor, input_ids: Tensor) -> Tensor | float:
+        """The weighted next-token loss; padding and the task's own token are not forecast."""
+        if not self.config.forecasting_loss_weight:
+            return 0.0
+        targets = input_ids[:, 1:].long()
+        types = self._embeddings().token_type_table[targets]
+        targets = targets.masked_fill((types == PAD) | (types == TASK), -100)
+        logits = self.lm_head(hidden_states[:, :-1]).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        return self.config.forecasting_loss_weight * loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.num_labels == 1 and self.config.problem_type is None:

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Elements of one chunk's states, 1 MiB in float32. A handful of such buffers are alive at once:
-# more falls out of a core's L2 cache, less spends the time in Python. Measured, one core of an AMD
-# EPYC, forward + backward in ms, chunks of a quarter, this and four times this size:
-# (16, 128, 128, 16) 23, 23, 28; (1, 2048, 1536, 16) 325, 257, 270; (64, 128, 128, 16) 103, 89, 101.
+# Elements of one chunk's states on a CPU, 1 MiB in float32. A handful of such buffers are alive at
+# once: more falls out of a core's L2 cache, less spends the time in Python. Measured on one core of
+# an AMD EPYC, forward and backward in ms, with a quarter, this and four times this size, for
+# (batch, length, channels, states): (16, 128, 128, 16) 25, 23, 30; (1, 2048, 1536, 16) 325, 257, -.
 CHUNK_ELEMENTS = 1 << 18
+# An accelerator has no such cache to stay in, and pays for each call.
+ACCELERATOR_FACTOR = 64
+# Rows are cut into groups rather than chunks below this length: the kept states are `states /
+# length` times the size of x (twice, for 16 states), and as quick, measured, as longer groups of
+# shorter chunks.
+MIN_CHUNK = 8
 
 
 def selective_scan(
@@ -76,12 +82,23 @@ def selective_scan(
                 f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shape} "
                 f"for x of shape {tuple(x.shape)}"
             )
-    return _ChunkedScan.apply(x, delta, A, B, C, D, initial_state)
+    rows, chunk = group_and_chunk(batch, channels, states, x.device.type)
+    keep = torch.is_grad_enabled()
+    parts = [
+        _ChunkedScan.apply(*group[:2], A, *group[2:4], D, group[4], chunk, keep)
+        for group in zip(*(t.split(rows) for t in (x, delta, B, C, initial_state)), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    outputs, final_states = zip(*parts, strict=True)
+    return torch.cat(outputs), torch.cat(final_states)
 
 
-def chunk_length(batch: int, channels: int, states: int) -> int:
-    """Positions per chunk such that a chunk's states stay in a core's cache."""
-    return max(2, CHUNK_ELEMENTS // max(1, batch * channels * states))
+def group_and_chunk(batch: int, channels: int, states: int, device: str) -> tuple[int, int]:
+    """Rows per group and positions per chunk, such that a chunk's states stay in the cache."""
+    elements = CHUNK_ELEMENTS * (1 if device == "cpu" else ACCELERATOR_FACTOR)
+    rows = max(1, min(batch, elements // (MIN_CHUNK * channels * states)))
+    return rows, max(1, elements // (rows * channels * states))
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -97,35 +114,35 @@ class _ChunkedScan(torch.autograd.Function):
         C: Tensor,
         D: Tensor,
         initial_state: Tensor,
+        chunk_length: int,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            inputs = _time_first(x, delta, A, B, C, initial_state.dtype)
-            xs, deltas, rates, Bs, Cs = inputs
-            length, batch, channels = xs.shape
+            xs, deltas, rates, Bs, Cs = _time_first(x, delta, A, B, C, initial_state.dtype)
             state = initial_state.transpose(1, 2).contiguous()
-            step = chunk_length(batch, channels, A.shape[1])
-            y = state.new_empty(batch, length, channels)
+            y = state.new_empty(x.shape)
             ys = y.transpose(0, 1)
             starts = []
-            for begin in range(0, length, step):
-                chunk = slice(begin, begin + step)
-                starts.append(state)
+            for begin in range(0, xs.shape[0], chunk_length):
+                chunk = slice(begin, begin + chunk_length)
+                if keep:
+                    starts.append(state)
                 _, history = _chunk_states(xs[chunk], deltas[chunk], rates, Bs[chunk], state)
                 ys[chunk] = torch.matmul(Cs[chunk].unsqueeze(2), history).squeeze(2)
                 # A copy, since a view would keep the whole chunk's states alive.
                 state = history[-1].clone()
             ys.addcmul_(xs, D.to(y.dtype))
         ctx.save_for_backward(x, delta, A, B, C, D, *starts)
-        ctx.dtype = initial_state.dtype  # type: ignore[attr-defined]
+        ctx.dtype, ctx.chunk_length = initial_state.dtype, chunk_length  # type: ignore[attr-defined]
         return y.to(x.dtype), state.transpose(1, 2).contiguous()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, A, B, C, D, *starts = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_y, grad_state = grads
         with torch.autocast(x.device.type, enabled=False):
-            dtype = ctx.dtype  # type: ignore[attr-defined]
+            dtype, step = ctx.dtype, ctx.chunk_length  # type: ignore[attr-defined]
             xs, deltas, rates, Bs, Cs = _time_first(x, delta, A, B, C, dtype)
             grad_ys = grad_y.transpose(0, 1).to(dtype)
             grad_xs, grad_deltas = torch.empty_like(xs), torch.empty_like(deltas)
@@ -133,7 +150,6 @@ class _ChunkedScan(torch.autograd.Function):
             grad_rates = torch.zeros_like(rates)
             grad_D = (grad_ys * xs).sum((0, 1))
             carried = grad_state.transpose(1, 2).to(dtype)
-            step = chunk_length(xs.shape[1], xs.shape[2], A.shape[1])
             for index in reversed(range(len(starts))):
                 chunk = slice(index * step, (index + 1) * step)
                 parts = xs[chunk], deltas[chunk], rates, Bs[chunk], Cs[chunk]
@@ -150,6 +166,8 @@ class _ChunkedScan(torch.autograd.Function):
             grad_Cs.transpose(0, 1).to(C.dtype),
             grad_D.to(D.dtype),
             carried.transpose(1, 2),
+            None,
+            None,
         )
 
 

@@ -1,0 +1,204 @@
+"""Bad input: counted and listed where something else can be used, a clear error where not."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.events import ingest
+
+
+def rejects(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rejects.ndjson").read_text().splitlines()]
+
+
+def test_every_kind_of_bad_line_is_listed_and_the_rest_is_used(run, hospital, resource, tmp_path):
+    file = tmp_path / "fhir" / "sub" / "a.ndjson"
+    file.parent.mkdir(parents=True)
+    bad = [
+        (b"not json", "unknown", ""),
+        (b'{"resourceType":"Observation","id":"cut', "unknown", ""),
+        (b'{"resourceType":"Patient","gender":"\xff"}', "unknown", ""),
+        (b'{"resourceType":"Patient","x":' + b"[" * 5000, "unknown", ""),
+        (b'{"resourceType":"Patient","id":"a\x00"}', "unknown", ""),
+        (b'{"some":"thing"}', "unknown", "resourceType"),
+        (b"[1, 2]", "unknown", "resourceType"),
+        (b'{"resourceType":"Patient","gender":"male"}', "Patient", "id"),
+        (b'{"resourceType":"Bundle","entry":5}', "Bundle", "entry"),
+        (
+            json.dumps(
+                {"resourceType": "Bundle", "entry": [{}, {"resource": {"id": "1"}}]}
+            ).encode(),
+            "unknown",
+            "entry[0].resource.resourceType",
+        ),
+        (json.dumps(resource("Observation", "b", issued="2019")).encode(), "Observation", "code"),
+        (
+            json.dumps(resource("Observation", "b", code={"text": "x"}, subject=None)).encode(),
+            "Observation",
+            "subject.reference",
+        ),
+        (
+            json.dumps(
+                resource("Patient", "b", birthDate="2019", deceasedDateTime="2018")
+            ).encode(),
+            "Patient",
+            "deceasedDateTime",
+        ),
+    ]
+    good = [json.dumps(record).encode() for record in hospital]
+    file.write_bytes(b"\n".join([*good, b"", *(line for line, _, _ in bad)]))
+    report, events = run(tmp_path / "fhir")
+    first = len(good) + 2
+    expected = [
+        ("sub/a.ndjson", number, kind, field)
+        for number, (_, kind, field) in enumerate(bad, start=first)
+    ]
+    found = rejects(tmp_path / "events")
+    assert [
+        tuple(r[k] for k in ("file", "line", "resource_type", "field")) for r in found
+    ] == expected
+    assert all(
+        r.keys() == {"file", "line", "resource_type", "field", "expected", "found"} for r in found
+    )
+    assert report.total.rejected == len(bad)
+    assert report.total.read == len(good) + len(bad)
+    assert (report.lines, report.blank_lines) == (len(good) + 1 + len(bad), 1)
+    assert len(events) == 10
+
+
+def test_a_cut_off_gzip_is_one_reject_and_the_run_goes_on(run, hospital, tmp_path):
+    packed = gzip.compress("\n".join(json.dumps(record) for record in hospital * 200).encode())
+    (tmp_path / "fhir").mkdir()
+    (tmp_path / "fhir" / "a.ndjson.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "fhir" / "b.ndjson").write_text(json.dumps({"resourceType": "Patient", "id": "z"}))
+    report, events = run(tmp_path / "fhir")
+    (reject,) = rejects(tmp_path / "events")
+    assert (reject["file"], reject["found"]) == ("a.ndjson.gz", "a cut-off one")
+    assert reject["line"] > len(hospital)
+    assert report.resources["unknown"].rejected == 1
+    assert report.subjects == 3
+    assert len(events) == 10
+
+
+def test_a_negative_length_encounter_and_patients_without_encounters(run, resource):
+    records = [
+        resource("Patient", "p1"),
+        resource("Patient", "p2"),
+        resource("Encounter", "e1", period={"start": "2019-03-04", "end": "2019-03-01"}),
+    ]
+    report, events = run(records)
+    assert (report.subjects, report.encounters, len(events)) == (2, 1, 0)
+
+
+def test_a_patient_with_thirty_thousand_events(run, resource):
+    minutes = [f"2019-03-04T10:{n // 60 % 60:02}:{n % 60:02}Z" for n in range(30_000)]
+    records = [
+        resource("Observation", f"o{n}", code={"text": "x"}, issued=issued)
+        for n, issued in enumerate(minutes)
+    ]
+    _, events = run([resource("Patient", "p1", birthDate="1950"), *records])
+    assert len(events) == 30_001
+    times = events["time"].to_pylist()
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, b"", "found none"),
+        ("notes.txt", b"hello", "found none"),
+        ("a.ndjson", b"", "at least one Patient, found 0 records"),
+        ("a.ndjson", b"hello\nworld\n", "2 of them rejected; the first at a.ndjson line 1"),
+        ("package.json", b'{"name": "x"}', "package.json line 1, resourceType"),
+        ("a.ndjson", b'{"resourceType": "Device"}', "found 1 records"),
+        ("a.ndjson.gz", gzip.compress(b"x" * 100)[:-20], "cut-off"),
+    ],
+)
+def test_where_nothing_can_be_done_it_is_an_error_and_nothing_is_left(
+    tmp_path, name, content, message
+):
+    source = tmp_path / "fhir"
+    source.mkdir()
+    if name:
+        (source / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        ingest(source, tmp_path / "events", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["fhir"]
+
+
+def test_a_folder_that_is_not_there_and_an_unknown_timezone(tmp_path):
+    with pytest.raises(InputError, match="nothing there"):
+        ingest(tmp_path / "missing", tmp_path / "events")
+    with pytest.raises(InputError, match="timezone"):
+        ingest(tmp_path, tmp_path / "events", timezone="Boston")
+
+
+def test_only_an_events_folder_is_replaced(hospital, write, tmp_path):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    out = tmp_path / "events"
+    out.mkdir()
+    ingest(source, out, progress=False)
+    write(source / "b.ndjson", [{"resourceType": "Patient", "id": "p3"}])
+    assert ingest(source, out, progress=False).subjects == 3
+    (out / "thesis.docx").write_text("mine")
+    with pytest.raises(InputError, match=r"thesis\.docx"):
+        ingest(source, out, progress=False)
+    (out / "thesis.docx").unlink()
+    (out / "report.json").unlink()
+    with pytest.raises(InputError, match="report"):
+        ingest(source, out, progress=False)
+    with pytest.raises(InputError, match="found a file"):
+        ingest(source, source / "a.ndjson", progress=False)
+    with pytest.raises(InputError, match="apart from the source"):
+        ingest(source, tmp_path, progress=False)
+
+
+def test_a_failed_run_keeps_the_old_folder_and_a_killed_one_is_cleared(hospital, write, tmp_path, monkeypatch):  # noqa: E501  # fmt: skip
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    out = tmp_path / "events"
+    ingest(source, out, progress=False)
+    before = (out / "report.json").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehrmamba_hf.events.ingestion._write_metadata", fail)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(source, out, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "fhir"]
+    assert (out / "report.json").read_bytes() == before
+    (tmp_path / ".events.partial" / "parts").mkdir(parents=True)  # as a killed run leaves it
+    ingest(source, out, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "fhir"]
+    out.rename(tmp_path / ".events.old")  # killed just between the two renames
+    shutil.rmtree(source)
+    source.mkdir()
+    (source / "a.ndjson").write_text("broken")
+    with pytest.raises(InputError):
+        ingest(source, out, progress=False)
+    assert (out / "report.json").read_bytes() == before
+
+
+def test_two_runs_on_one_folder(hospital, write, tmp_path, monkeypatch):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    out = tmp_path / "events"
+
+    def second(*_: object) -> None:
+        with pytest.raises(InputError, match="another run"):
+            ingest(source, out, progress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehrmamba_hf.events.ingestion._expect_something", second)
+        ingest(source, out, progress=False)
+    assert (out / "report.json").is_file()
+
+
+def test_an_earlier_output_inside_the_source_is_not_read(hospital, write, tmp_path):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    first = ingest(source, source / "events", progress=False)
+    assert ingest(source, source / "events", progress=False) == first

@@ -1,0 +1,121 @@
+"""The border: whole subjects in batches, shards cut between subjects, a sentence for each rule."""
+
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehrmamba_hf.errors import SchemaError
+from ehrmamba_hf.events import iter_subject_batches, read_encounters, read_subjects, validate
+from ehrmamba_hf.events.assemble import write_shards
+from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, EVENT_SCHEMA, SUBJECT_SCHEMA
+
+DAY = datetime(2019, 3, 4)
+
+
+def event(subject: int, time: datetime | None = DAY, **fields: object) -> dict:
+    row = {"subject_id": subject, "time": time, "code": "LOINC/1", "category": "lab"}
+    return {**row, "available_time": time, **fields}
+
+
+def events_of(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
+
+
+def folder_of(folder: Path, *shards: list[dict], subjects: list[int]) -> Path:
+    (folder / "data").mkdir(parents=True)
+    for number, rows in enumerate(shards):
+        pq.write_table(events_of(rows), folder / "data" / f"{number}.parquet")
+    people = [
+        {"subject_id": s, "source_id": str(s), "death_is_date": False, "deceased": False}
+        for s in subjects
+    ]
+    pq.write_table(pa.Table.from_pylist(people, schema=SUBJECT_SCHEMA), folder / "subjects.parquet")
+    pq.write_table(ENCOUNTER_SCHEMA.empty_table(), folder / "encounters.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 100])
+def test_batches_hold_whole_subjects(tmp_path, rows):
+    sizes = {1: 3, 2: 1, 3: 5, 4: 1, 5: 1, 6: 4}
+    shard = [event(s) for s in (1, 2, 3, 4) for _ in range(sizes[s])]
+    other = [event(s) for s in (5, 6) for _ in range(sizes[s])]
+    folder = folder_of(tmp_path / "events", shard, other, subjects=[*sizes])
+    seen = []
+    for batch in iter_subject_batches(folder, rows=rows):
+        found = batch["subject_id"].to_pylist()
+        assert all(found.count(s) == sizes[s] for s in set(found))
+        seen += found
+    assert seen == [s for s, n in sizes.items() for _ in range(n)]
+
+
+def test_batches_of_chosen_columns(tmp_path):
+    folder = folder_of(tmp_path / "events", [event(1)], subjects=[1])
+    (batch,) = iter_subject_batches(folder, columns=["code"])
+    assert batch.column_names == ["subject_id", "code"]
+
+
+def test_an_empty_shard(tmp_path):
+    folder = folder_of(tmp_path / "events", [], subjects=[1])
+    assert list(iter_subject_batches(folder)) == []
+    validate(folder)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 1000])
+def test_shards_cut_between_subjects_whatever_the_batches(tmp_path, batch):
+    rows = [event(s, source_id=f"{s}-{n}") for s in range(40) for n in range(s % 5 + 1)]
+    rows += [event(99, source_id=str(n)) for n in range(50)]
+    table = events_of(rows)
+    for name, size in (("a", batch), ("b", 7)):
+        (tmp_path / name).mkdir()
+        reader = pa.RecordBatchReader.from_batches(EVENT_SCHEMA, table.to_batches(size))
+        write_shards(reader, tmp_path / name, shard_rows=20, row_group=6)
+    shards = [pq.read_table(path) for path in sorted((tmp_path / "a").iterdir())]
+    assert pa.concat_tables(shards) == table
+    subjects = [set(shard["subject_id"].to_pylist()) for shard in shards]
+    assert sum(map(len, subjects)) == 41
+    assert all(20 <= len(shard) < 25 for shard in shards[:-1])
+    pairs = zip(*(sorted((tmp_path / name).iterdir()) for name in "ab"), strict=True)
+    assert all(one.read_bytes() == two.read_bytes() for one, two in pairs)
+
+
+def test_a_sound_folder(tmp_path):
+    rows = [event(1, None, category="birth"), event(1), event(2)]
+    folder = folder_of(tmp_path / "events", rows, [event(3)], subjects=[1, 2, 3])
+    validate(folder)
+    assert read_subjects(folder).schema == SUBJECT_SCHEMA
+    assert read_encounters(folder).schema == ENCOUNTER_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        ([[event(1), event(1, datetime(2019, 3, 3))]], "times ascending"),
+        ([[event(1), event(1, None)]], "times ascending"),
+        ([[event(1), event(2), event(1)]], "one shard and one run"),
+        ([[event(1)], [event(1)]], "one shard and one run"),
+        ([[event(1, category="lunch")]], "column category"),
+        ([[event(1, available_time=datetime(2019, 3, 3))]], "available_time"),
+        ([[event(7)]], "rows of others"),
+        ([], "no shard"),
+    ],
+)
+def test_each_rule_has_its_sentence(tmp_path, shards, message):
+    folder = folder_of(tmp_path / "events", *shards, subjects=[1, 2])
+    with pytest.raises(SchemaError, match=message):
+        validate(folder)
+
+
+def test_repeated_subjects_missing_columns_and_missing_files(tmp_path):
+    folder = folder_of(tmp_path / "events", [event(1)], subjects=[1, 1])
+    with pytest.raises(SchemaError, match="unique"):
+        validate(folder)
+    shard = folder / "data" / "0.parquet"
+    pq.write_table(events_of([event(1)]).drop_columns("unit"), shard)
+    with pytest.raises(SchemaError, match="expected a column unit"):
+        list(iter_subject_batches(folder))
+    (folder / "subjects.parquet").unlink()
+    with pytest.raises(SchemaError, match="found none"):
+        read_subjects(folder)

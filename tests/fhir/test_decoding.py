@@ -1,0 +1,99 @@
+"""Bytes to resources: types, Bundles, and refusals that name the field but never the content."""
+
+import json
+
+import pytest
+
+from ehrmamba_hf.fhir.decoding import Other, aliases_of, decode, entries_of
+from ehrmamba_hf.fhir.resources import Bundle, Clinical, Encounter, Observation
+from ehrmamba_hf.fhir.rows import Reject
+
+
+def as_bytes(record: object) -> bytes:
+    return json.dumps(record).encode()
+
+
+def test_every_used_type_decodes_wherever_its_name_stands():
+    for kind in Clinical.__args__:
+        assert isinstance(decode(as_bytes({"id": "1", "resourceType": kind.__name__})), kind)
+
+
+def test_null_is_absent_and_unknown_fields_are_ignored():
+    record = {"resourceType": "Observation", "code": None, "extra": {"deep": [1]}}
+    assert decode(as_bytes(record)) == Observation()
+
+
+def test_the_class_of_an_encounter_in_r4_and_r5():
+    r4 = decode(as_bytes({"resourceType": "Encounter", "class": {"code": "IMP"}}))
+    r5 = decode(as_bytes({"resourceType": "Encounter", "class": [{"coding": [{"code": "IMP"}]}]}))
+    assert isinstance(r4, Encounter) and isinstance(r5, Encounter)
+    assert r4.class_.code == r5.class_[0].coding[0].code == "IMP"
+
+
+def test_other_types_are_told_apart():
+    assert decode(b'{"resourceType": "Immunization"}') == Other("Immunization")
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "expected", "kind"),
+    [
+        (b"not json", "", "one JSON record", None),
+        (b'{"resourceType":"Patient"', "", "one JSON record", None),
+        (b'{"resourceType":"Patient"}{}', "", "one JSON record", None),
+        (b'{"resourceType":"Patient","gender":"\xff"}', "", "UTF-8 text", None),
+        (b'{"resourceType":"Patient","gender":"a\x00"}', "", "one JSON record", None),
+        (b'{"resourceType":"Patient","x":' + b"[" * 9999 + b"]" * 9999 + b"}", "", "a FHIR resource", None),  # noqa: E501
+        (b"[]", "resourceType", "a FHIR resource", None),
+        (b"5", "resourceType", "a FHIR resource", None),
+        (b'{"id":"1"}', "resourceType", "a FHIR resource", None),
+        (b'{"resourceType":5}', "resourceType", "a FHIR resource", None),
+        (b'{"resourceType":"SecretName 1"}', "resourceType", "a FHIR resource type", None),
+        (b'{"resourceType":"Patient","gender":["SecretName"]}', "gender", "str", "Patient"),
+        (b'{"resourceType":"Patient","deceasedBoolean":"SecretName"}', "deceasedBoolean", "bool", "Patient"),  # noqa: E501
+        (b'{"resourceType":"Observation","component":[{"code":"SecretName"}]}', "component[0].code", "object", "Observation"),  # noqa: E501
+        (b'{"resourceType":"Observation","valueQuantity":{"value":1e999}}', "valueQuantity.value", "a value in range", "Observation"),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_refusals(raw, field, expected, kind):
+    with pytest.raises(Reject) as refusal:
+        decode(raw)
+    assert (refusal.value.field, refusal.value.expected) == (field, expected)
+    assert refusal.value.resource_type == kind
+    assert "SecretName" not in str(refusal.value)
+
+
+def test_of_repeated_keys_the_last_counts():
+    found = decode(b'{"resourceType":"Patient","gender":"male","gender":"female"}')
+    assert found.gender == "female"
+    with pytest.raises(Reject):
+        decode(b'{"resourceType":"Patient","resourceType":"Observation"}')
+
+
+def bundle(*entries: dict) -> Bundle:
+    found = decode(as_bytes({"resourceType": "Bundle", "type": "transaction", "entry": entries}))
+    assert isinstance(found, Bundle)
+    return found
+
+
+def test_a_bundle_gives_its_entries_and_skips_those_without_a_resource():
+    found = bundle(
+        {"fullUrl": "urn:uuid:a", "resource": {"resourceType": "Patient"}},
+        {"fullUrl": "http://h/Patient/b", "resource": {"resourceType": "Patient", "id": "b"}},
+        {"request": {"method": "DELETE", "url": "Patient/c"}},
+        {"resource": None},
+    )
+    assert [entry.fallback_id for entry in entries_of(found)] == ["a", "b"]
+
+
+def test_a_full_url_that_differs_from_the_id_is_an_alias():
+    found = bundle(
+        {"fullUrl": "urn:uuid:a", "resource": {"resourceType": "Patient", "id": "a"}},
+        {"fullUrl": "urn:uuid:b", "resource": {"resourceType": "Patient", "id": "7"}},
+        {"fullUrl": "urn:uuid:c", "resource": {"resourceType": "Patient"}},
+        {"fullUrl": "urn:uuid:d", "resource": {"resourceType": "Patient", "id": 4}},
+    )
+    assert aliases_of(found) == {"urn:uuid:b": "7"}
+
+
+def test_an_empty_bundle():
+    assert list(entries_of(bundle())) == []

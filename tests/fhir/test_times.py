@@ -1,0 +1,113 @@
+"""Times: the wall clock as written, UTC converted on request, and what a partial date spans."""
+
+from datetime import datetime
+
+import pytest
+
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.fhir.times import Clock, instant_of
+
+
+def micros(*parts: int) -> int:
+    return (datetime(*parts) - datetime(1970, 1, 1)) // (datetime.resolution)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2019-03-04T10:00:00-05:00", (2019, 3, 4, 10)),
+        ("2019-03-04T10:00:00+14:00", (2019, 3, 4, 10)),
+        ("2019-03-04T10:00:00Z", (2019, 3, 4, 10)),
+        ("2019-03-04T10:00:00.123+01:00", (2019, 3, 4, 10, 0, 0, 123000)),
+        ("2019-03-04T10:00:00.1234567Z", (2019, 3, 4, 10, 0, 0, 123456)),
+        ("2019-03-04T10:00:00", (2019, 3, 4, 10)),
+        ("2019-03-04T10:00-05:00", (2019, 3, 4, 10)),
+        ("2016-12-31T23:59:60Z", (2017, 1, 1)),
+        ("1916-02-29T00:00:00-05:00", (1916, 2, 29)),
+    ],
+)
+def test_a_full_time_keeps_its_wall_clock_and_drops_its_offset(text, expected):
+    time = Clock().read(text)
+    assert time.start == time.last == micros(*expected)
+    assert time.precision == "time"
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "next_one", "precision"),
+    [
+        ("2019", (2019, 1, 1), (2020, 1, 1), "year"),
+        ("2020", (2020, 1, 1), (2021, 1, 1), "year"),
+        ("2019-02", (2019, 2, 1), (2019, 3, 1), "month"),
+        ("2020-02", (2020, 2, 1), (2020, 3, 1), "month"),
+        ("2019-12", (2019, 12, 1), (2020, 1, 1), "month"),
+        ("2019-03-04", (2019, 3, 4), (2019, 3, 5), "day"),
+    ],
+)
+def test_a_partial_date_stands_at_its_start_and_ends_with_its_last_microsecond(
+    text, first, next_one, precision
+):
+    for clock in (Clock(), Clock("America/New_York")):  # dates have no offset to convert
+        time = clock.read(text)
+        assert (time.start, time.last) == (micros(*first), micros(*next_one) - 1)
+        assert time.precision == precision
+
+
+def test_utc_becomes_the_wall_clock_across_daylight_saving():
+    # New York, 2019-03-10: clocks go from 02:00 EST to 03:00 EDT, that is at 07:00 UTC.
+    clock = Clock("America/New_York")
+    assert clock.read("2019-03-10T06:59:59Z").start == micros(2019, 3, 10, 1, 59, 59)
+    assert clock.read("2019-03-10T07:00:00Z").start == micros(2019, 3, 10, 3)
+    # 2019-11-03: from 02:00 EDT back to 01:00 EST, at 06:00 UTC: one wall-clock hour comes twice.
+    assert clock.read("2019-11-03T05:30:00+00:00").start == micros(2019, 11, 3, 1, 30)
+    assert clock.read("2019-11-03T06:30:00+00:00").start == micros(2019, 11, 3, 1, 30)
+    # Written with an offset, it is the wall clock already.
+    assert clock.read("2019-03-10T06:59:59-05:00").start == micros(2019, 3, 10, 6, 59, 59)
+
+
+def test_midnight_is_told_as_written_and_on_the_wall_clock():
+    assert Clock().read("2019-03-04T00:00:00-05:00").midnight
+    assert not Clock().read("2019-03-04T00:00:01-05:00").midnight
+    assert Clock("America/New_York").read("2019-03-04T00:00:00Z").midnight
+    assert Clock("America/New_York").read("2019-03-04T05:00:00Z").midnight
+    assert not Clock("America/New_York").read("2019-03-04T06:00:00Z").midnight
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "2019-13", "2019-02-29", "2019-3-4", "20190304", "2019-W10", "0000", "tomorrow"),
+        *("2019-03-04 10:00:00Z", "2019-03-04T25:00:00Z", "2019-03-04T24:00:00Z", "2019-03-04T10"),
+        "٢٠١٩",
+    ],
+)
+def test_what_is_not_a_fhir_datetime_is_refused(text):
+    with pytest.raises(ValueError):
+        Clock().read(text)
+
+
+def test_a_time_pushed_off_the_calendar_is_refused():
+    with pytest.raises(ValueError):
+        Clock("America/New_York").read("0001-01-01T00:00:00Z")
+
+
+def test_the_clock_remembers_whether_all_was_utc():
+    clock = Clock()
+    clock.read("2019-03-04")
+    assert (clock.met_utc, clock.met_other) == (False, False)
+    clock.read("2019-03-04T10:00:00+00:00")
+    assert (clock.met_utc, clock.met_other) == (True, False)
+    clock.read("2019-03-04T10:00:00+01:00")
+    assert (clock.met_utc, clock.met_other) == (True, True)
+
+
+@pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "/etc"])
+def test_an_unknown_timezone_is_named(name):
+    with pytest.raises(InputError, match="IANA"):
+        Clock(name)
+
+
+def test_versions_compare_in_real_time():
+    earlier = instant_of("2019-03-04T10:00:00+01:00")
+    later = instant_of("2019-03-04T09:30:00Z")
+    assert earlier is not None and later is not None and earlier < later
+    assert instant_of("2019-03-04T09:30:00") == later
