@@ -1,6 +1,6 @@
 """Load a finetuned model and score one patient for every task. Only transformers is needed.
 
-    python examples/1_load_and_score.py demo/mpf
+python examples/1_load_and_score.py demo/mpf
 """
 
 import sys

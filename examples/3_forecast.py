@@ -1,6 +1,6 @@
 """Forecast what comes next in a patient's record, with generate().
 
-    python examples/3_forecast.py demo/mpf
+python examples/3_forecast.py demo/mpf
 """
 
 import sys

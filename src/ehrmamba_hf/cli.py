@@ -197,9 +197,7 @@ def predict(
     from ehrmamba_hf.evaluation import predict as run
 
     rules = load_config(config).prepare.visits
-    table = run(
-        model, events, out, tasks=_names(tasks), at=at, rules=rules, progress=_progress()
-    )
+    table = run(model, events, out, tasks=_names(tasks), at=at, rules=rules, progress=_progress())
     typer.echo(f"{table.num_rows} predictions in {out}")
 
 

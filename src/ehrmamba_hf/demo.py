@@ -10,9 +10,9 @@ from rich.console import Console
 
 from ehrmamba_hf.config import Config
 from ehrmamba_hf.corpus import prepare
-from ehrmamba_hf.events import ingest
 from ehrmamba_hf.evaluation import evaluate, metrics_table
 from ehrmamba_hf.evaluation.evaluate import LOAD_SNIPPET
+from ehrmamba_hf.events import ingest
 from ehrmamba_hf.forecasting import forecast, forecast_lines
 from ehrmamba_hf.simulation import simulate, true_risks_path
 from ehrmamba_hf.timelines import split_of

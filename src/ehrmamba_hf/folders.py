@@ -1,7 +1,8 @@
 """Output folders that appear whole or not at all."""
 
+import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,36 +10,74 @@ from ehrmamba_hf.errors import InputError
 
 
 @contextmanager
-def new_folder(out: Path, *, marker: str) -> Iterator[Path]:
-    """Write into a temporary sibling; rename it to `out` when the block ends without an error.
+def staged(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Path]:
+    """A temporary sibling of `out` to write into, which takes its place when the block succeeds.
 
-    A folder that an earlier run left is replaced; a folder with other content is refused.
+    On an error nothing of it stays; what a killed run left is removed by the next.
 
     Args:
         out: the folder to be.
-        marker: a file that every such folder holds, by which an earlier result is known.
+        marker: the file by which an earlier result is known, which is replaced.
+        contents: the names that such a result may hold, so that nothing else is lost with it.
 
     Raises:
-        InputError: `out` exists and is not an earlier result.
+        InputError: `out` holds anything else, or another run is writing it.
     """
     out = Path(out)
-    if out.exists() and not (out.is_dir() and ((out / marker).exists() or not any(out.iterdir()))):
-        raise InputError(
-            f"{out}: expected a new or empty folder, or an earlier result (with {marker}), "
-            "found other content"
-        )
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    put_in_place(part, out)
+    _expect_replaceable(out, marker, contents)
+    temporary, old = _sibling(out, "partial"), _sibling(out, "old")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if old.exists() and not out.exists():  # killed between the two renames below
+            old.rename(out)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            put_in_place(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def put_in_place(part: Path, out: Path) -> None:
-    """Rename a finished folder, over an earlier one if need be."""
-    old = out.with_name(out.name + ".old")
+def put_in_place(finished: Path, out: Path) -> None:
+    """Rename a finished folder to `out`, in the place of an earlier one if need be."""
+    old = _sibling(out, "old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    part.rename(out)
+    finished.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sibling(out: Path, word: str) -> Path:
+    return out.with_name(f".{out.name}.{word}")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    # The system drops the lock of a killed process, so a stale file never blocks anybody.
+    lock = _sibling(out, "lock")
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{out}: expected to be the only writer, found another run") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _expect_replaceable(out: Path, marker: str, contents: Collection[str]) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out}: expected a folder to write, found a file")
+    names = {path.name for path in out.iterdir()}
+    if names and (names - set(contents) or marker not in names):
+        found = min(names - set(contents), default=f"no {marker}")
+        raise InputError(
+            f"{out}: expected a new or empty folder, or an earlier result to replace (with "
+            f"{marker}), found {found}"
+        )

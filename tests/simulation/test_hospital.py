@@ -118,9 +118,12 @@ def test_a_patient_does_not_depend_on_how_many_there_are(hospital, tmp_path):
     )
 
 
-def test_a_folder_that_holds_something_and_numbers_out_of_range_are_refused(hospital, tmp_path):
+def test_foreign_folders_and_numbers_out_of_range_are_refused(tmp_path_factory, tmp_path):
+    foreign = tmp_path_factory.mktemp("foreign")
+    (foreign / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="expected a new or empty folder"):
-        simulate(hospital, patients=1)
+        simulate(foreign, patients=1)
+    assert (foreign / "thesis.txt").read_text() == "mine"
     with pytest.raises(InputError, match="found patients=0, seed=0"):
         simulate(tmp_path / "x", patients=0)
     with pytest.raises(InputError, match="found patients=1, seed=-1"):

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 
 from ehrmamba_hf.corpus.prepare import PrepareSettings, prepare
-from ehrmamba_hf.events.ingest import ingest
+from ehrmamba_hf.events import ingest
 from ehrmamba_hf.simulation import simulate, true_risks_path
 
 KEYS = ["subject_id", "task", "prediction_time"]

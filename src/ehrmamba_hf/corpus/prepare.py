@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from ehrmamba_hf.corpus.encode import RecordEncoder, sample_stays
-from ehrmamba_hf.corpus.storage import SequenceWriter, save_datasets
+from ehrmamba_hf.corpus.storage import DATASETS, SequenceWriter, save_datasets
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.schema import DATA_FOLDER
 from ehrmamba_hf.events.table import read_encounters, read_subjects
-from ehrmamba_hf.folders import new_folder
+from ehrmamba_hf.folders import staged
 from ehrmamba_hf.tasks import Example, Task, label_stays, registered, with_options
 from ehrmamba_hf.tasks.conditions import read_more_codes
 from ehrmamba_hf.timelines import (
@@ -40,6 +40,7 @@ from ehrmamba_hf.tokenization.tokenization_ehrmamba import DEFAULT_CATEGORIES
 LABELS_FILE = "labels.parquet"
 REPORT_FILE = "prepare.json"
 TOKENIZER_FOLDER = "tokenizer"
+CONTENTS = frozenset({LABELS_FILE, REPORT_FILE, TOKENIZER_FOLDER, *DATASETS})
 
 LABEL_SCHEMA = pa.schema(
     [
@@ -141,7 +142,7 @@ def prepare(
         )
     follow_up_end = _follow_up_end(events, subjects, settings.follow_up_end)
     tally = _Tally()
-    with new_folder(out, marker=REPORT_FILE) as folder:
+    with staged(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         writer = SequenceWriter(folder)
         labels: list[tuple] = []
         records = iter_records(events, tokenizer.categories)

@@ -7,6 +7,7 @@ from datasets import Dataset, DatasetDict
 
 from ehrmamba_hf.tokenization.grammar_ehrmamba import COLUMNS, Columns
 
+DATASETS = ("pretrain", "finetune")
 ROWS_A_BATCH = 1000
 _ATTRIBUTES = [(name, pa.list_(pa.type_for_alias(kind))) for name, kind in COLUMNS.items()]
 SEQUENCE_SCHEMA = pa.schema(
@@ -60,7 +61,7 @@ class SequenceWriter:
 def save_datasets(folder: Path, writer: SequenceWriter) -> None:
     """Close the writer and save its streams as `datasets` folders, one a data set."""
     files = writer.close()
-    for dataset in ("pretrain", "finetune"):
+    for dataset in DATASETS:
         splits = {
             split: Dataset.from_file(str(file))
             for (name, split), file in sorted(files.items())

@@ -80,22 +80,24 @@ def metrics_table(evaluation: Evaluation) -> Table:
         caption_justify="left",
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("Task")
+    table.add_column("Task", no_wrap=True)
     if not evaluation.judgeable:
         table.add_column("Judgement")
         for task in evaluation.tasks:
-            table.add_row(task.title, task.not_judgeable)
+            table.add_row(task.task, task.not_judgeable)
         return table
-    headings = ["Positive\nof all", "AUROC", "AUPRC", "F1", "Brier"]
+    headings = ["Cases", "AUROC", "AUPRC", "F1", "Brier"]
     if any(task.true_risk for task in evaluation.tasks):
-        headings += ["Best\npossible", "Difference\nof AUROC"]
+        headings += ["Best\npossible", "Model\nminus best"]
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for task in evaluation.tasks:
-        table.add_row(task.title, *_terminal_cells(task))
+        table.add_row(task.task, *_terminal_cells(task))
     table.caption = "\n".join(
-        f"{task.title}: {sentence}"
+        f"{task.task}: {sentence}"
         for task in evaluation.tasks
         for sentence in (task.not_judgeable, *task.notes)
         if sentence
@@ -135,22 +137,30 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def _short_interval(estimate: Estimate, sign: str = "") -> str:
+    """The interval to two decimals: a terminal of 80 columns holds no more."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    low, high = (f"{bound:{sign}.2f}" for bound in (estimate.low, estimate.high))
+    return f"{low} {high}".replace("-", "\N{MINUS SIGN}")
+
+
 def _terminal_cells(task: TaskEvaluation) -> list[str]:
     counts, metrics = task.counts, task.metrics
-    cells = [f"{counts.positives:,} of {counts.examples:,}\n{counts.patients:,} patients"]
+    cells = [f"{counts.positives:,}\nof {counts.examples:,}"]
     if metrics is None:
-        return [*cells, "too few cases\nto judge"]
+        return [*cells, "too few\nto judge"]
     cells += [
-        f"{value_text(metrics.auroc)}\n{interval_text(metrics.auroc)}",
+        f"{value_text(metrics.auroc)}\n{_short_interval(metrics.auroc)}",
         value_text(metrics.auprc),
         value_text(metrics.f1),
         value_text(metrics.brier),
     ]
     if task.true_risk is not None:
-        best = task.true_risk.auroc
+        best, difference = task.true_risk.auroc, task.true_risk.difference
         cells += [
-            f"{value_text(best)}\n{interval_text(best)}",
-            "\n".join(signed_text(task.true_risk.difference)),
+            f"{value_text(best)}\n{_short_interval(best)}",
+            f"{_signed(difference.value)}\n{_short_interval(difference, sign='+')}",
         ]
     return cells
 

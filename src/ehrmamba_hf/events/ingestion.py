@@ -22,10 +22,10 @@ from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.assemble import Assembly
 from ehrmamba_hf.events.parts import Tally, Worker
 from ehrmamba_hf.events.report import Report, outcomes_of, warnings_of
-from ehrmamba_hf.events.schema import REJECTS_FILE, REPORT_FILE
-from ehrmamba_hf.events.staging import staged
+from ehrmamba_hf.events.schema import CONTENTS, REJECTS_FILE, REPORT_FILE
 from ehrmamba_hf.fhir.reading import find_files
 from ehrmamba_hf.fhir.times import Clock
+from ehrmamba_hf.folders import staged
 
 _POOL_BYTES: Final = 32 << 20
 """Below this, starting processes takes longer than reading."""
@@ -60,7 +60,7 @@ def ingest(
         raise InputError(f"{out}: expected a folder apart from the source, found one that holds it")
     files = find_files(source, skip=out)
     workers = workers or os.cpu_count() or 1
-    with staged(out) as folder:
+    with staged(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         parts = folder / "parts"
         parts.mkdir()
         with _progress_bar(files, shown=progress) as advance:

@@ -23,6 +23,10 @@ SUBJECTS_FILE: Final = "subjects.parquet"
 METADATA_FOLDER: Final = "metadata"
 REPORT_FILE: Final = "report.json"
 REJECTS_FILE: Final = "rejects.ndjson"
+CONTENTS: Final = frozenset(
+    {DATA_FOLDER, ENCOUNTERS_FILE, SUBJECTS_FILE, METADATA_FOLDER, REPORT_FILE, REJECTS_FILE}
+)
+"""All that an events folder holds."""
 
 TIME: Final = pa.timestamp("us")
 

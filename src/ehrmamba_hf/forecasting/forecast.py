@@ -103,12 +103,12 @@ def forecast_lines(events: Sequence[ForecastEvent]) -> list[str]:
     >>> forecast_lines([ForecastEvent("[VS]", "[VS]", 2.5, 60.0, 3)])
     ['+2.5 weeks  age 60.0  visit 3  [VS]']
     """
-    return [
-        e.text
-        if e.visit is None
-        else f"{round(e.weeks or 0.0, 1) + 0.0:+.1f} weeks  age {e.age:.1f}  visit {e.visit}  {e.text}"
-        for e in events
-    ]
+    lines = []
+    for event in events:
+        weeks = round(event.weeks or 0.0, 1) + 0.0  # no minus before a zero
+        where = f"{weeks:+.1f} weeks  age {event.age:.1f}  visit {event.visit}  "
+        lines.append(event.text if event.visit is None else where + event.text)
+    return lines
 
 
 def _event(tokenizer: Any, token_id: int, columns: dict[str, Any], last: float) -> ForecastEvent:

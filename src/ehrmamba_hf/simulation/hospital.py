@@ -4,8 +4,6 @@ Resources follow https://hl7.org/fhir/R4/. Times are wall clock, written with an
 No resource carries a name.
 """
 
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,6 +22,7 @@ from rich.progress import track
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.fhir.identity import subject_id
+from ehrmamba_hf.folders import staged
 from ehrmamba_hf.simulation.course import CATALOG, MONTH, Course, Event
 
 RISK_SCHEMA = pa.schema(
@@ -62,7 +61,7 @@ def simulate(out: Path, *, patients: int, seed: int = 0, progress: bool = False)
     state (which the record shows almost).
 
     Args:
-        out: the folder to make; it must not hold anything yet.
+        out: the folder to make; an earlier hospital there is replaced.
         patients: how many, at least 1.
         seed: at least 0.
         progress: show a progress bar.
@@ -71,25 +70,18 @@ def simulate(out: Path, *, patients: int, seed: int = 0, progress: bool = False)
         `out`.
 
     Raises:
-        InputError: if `out` holds something, or a number is out of range.
+        InputError: if `out` holds something else, or a number is out of range.
     """
     out = Path(out)
     if patients < 1 or seed < 0:
         found = f"patients={patients}, seed={seed}"
         raise InputError(f"simulate: expected patients >= 1 and seed >= 0, found {found}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: expected a new or empty folder, found something in its place")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        risks = _write(partial, patients, seed, progress)
-        pq.write_table(risks, partial / "risks.parquet")
-        (partial / "risks.parquet").replace(true_risks_path(out))
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    names = {f"{kind}.ndjson" for kind in KINDS}
+    with staged(out, marker="Patient.ndjson", contents=names) as folder:
+        risks = _write(folder, patients, seed, progress)
+        partial = out.with_name(f".{out.name}.risks.partial")
+        pq.write_table(risks, partial)
+        partial.replace(true_risks_path(out))
     return out
 
 
@@ -97,8 +89,7 @@ def _write(folder: Path, patients: int, seed: int, progress: bool) -> pa.Table:
     """Write the resources of all patients; return their true risks."""
     encoder, risks, latest = msgspec.json.Encoder(), [], 0
     with ExitStack() as stack:
-        names = ("Patient", "Encounter", "Medication", *{kind for kind, _, _ in RESOURCE.values()})
-        files = {n: stack.enter_context((folder / f"{n}.ndjson").open("wb")) for n in names}
+        files = {n: stack.enter_context((folder / f"{n}.ndjson").open("wb")) for n in KINDS}
         files["Medication"].write(encoder.encode_lines(list(MEDICATIONS.values())))
         for i in track(range(patients), "simulate", disable=not progress):
             rng = np.random.default_rng((seed, i))
@@ -149,6 +140,7 @@ MEDICATIONS = {
     for row, line in enumerate(CATALOG)
     if line["kind"] == "drug" and row % 2
 }
+KINDS = ("Patient", "Encounter", "Medication", *{kind: 0 for kind, _, _ in RESOURCE.values()})
 
 
 def _resources(patient: str, course: Course) -> Iterator[Resource]:

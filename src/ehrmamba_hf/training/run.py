@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -69,6 +70,7 @@ def run_training(
     if not len(validation):
         settings |= {"eval_strategy": "no"}
     settings.setdefault("disable_tqdm", not sys.stderr.isatty())
+    settings.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
     try:
         args = TrainingArguments(output_dir=str(part / "checkpoints"), **settings)
