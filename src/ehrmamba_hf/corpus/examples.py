@@ -53,10 +53,18 @@ class TaskExamples(torch.utils.data.Dataset):
 
 
 def load_tokenizer(folder: Path) -> EHRMambaTokenizer:
-    """The tokenizer of a data folder or a model folder."""
+    """The tokenizer of a data folder or a model folder.
+
+    Raises:
+        InputError: neither of the two; names of the Hub are not looked up.
+    """
     folder = Path(folder)
     inner = folder / TOKENIZER_FOLDER
-    return EHRMambaTokenizer.from_pretrained(str(inner if inner.is_dir() else folder))
+    place = inner if inner.is_dir() else folder
+    file = place / EHRMambaTokenizer.vocab_files_names["vocab_file"]
+    if not file.is_file():
+        raise InputError(f"{folder}: expected a tokenizer with {file.name}, found none")
+    return EHRMambaTokenizer.from_pretrained(str(place))
 
 
 def load_sequences(folder: Path, split: str) -> Dataset:
@@ -80,16 +88,21 @@ def load_examples(
         tokenizer: the folder's own by default.
 
     Raises:
-        InputError: not a data folder, or a task that it does not hold.
+        InputError: not a data folder, or a task that it or the tokenizer does not know.
     """
+    tokenizer = tokenizer or load_tokenizer(folder)
     inputs = _split(folder, "finetune", split)
     labels = pq.read_table(Path(folder) / LABELS_FILE)
-    known = sorted(set(labels["task"].to_pylist()))
-    unknown = sorted(set(tasks or ()) - set(known))
+    held = sorted(set(labels["task"].to_pylist()))
+    known = sorted(set(held) & set(tokenizer.task_tokens))
+    unknown = sorted(set(tasks or held) - set(known))
     if unknown:
-        raise InputError(f"{folder}: expected tasks among {known}, found {unknown}")
+        raise InputError(
+            f"{folder}: expected tasks that it holds and the tokenizer knows, {known}, "
+            f"found {unknown}"
+        )
     labels = labels.filter(pc.equal(labels["split"], split))
-    labels = labels.filter(pc.is_in(labels["task"], value_set=pa.array(tasks or known)))
+    labels = labels.filter(pc.is_in(labels["task"], value_set=pa.array(tasks or held, pa.string())))
     row_of: dict[tuple, int] = {}
     if len(inputs):
         keys = zip(inputs["subject_id"], inputs["prediction_time"], strict=True)
@@ -101,7 +114,7 @@ def load_examples(
     )
     rows = pa.array([row_of.get(key) for key in wanted], type=pa.int64())
     table = labels.append_column("row", rows).filter(pc.is_valid(rows))
-    return TaskExamples(inputs, table, tokenizer or load_tokenizer(folder))
+    return TaskExamples(inputs, table, tokenizer)
 
 
 def _split(folder: Path, dataset: str, split: str) -> Dataset:

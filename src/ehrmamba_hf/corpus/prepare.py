@@ -1,6 +1,7 @@
 """Events to training data: splits, tokenizer, labels and Arrow sequences."""
 
 import json
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from rich.progress import track
 from ehrmamba_hf.corpus.encode import RecordEncoder, sample_stays
 from ehrmamba_hf.corpus.storage import DATASETS, SequenceWriter, save_datasets
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.schema import DATA_FOLDER
+from ehrmamba_hf.events.schema import CATEGORIES, DATA_FOLDER
 from ehrmamba_hf.events.table import read_encounters, read_subjects
 from ehrmamba_hf.folders import staged
 from ehrmamba_hf.tasks import Example, Task, label_stays, registered, with_options
@@ -35,6 +36,7 @@ from ehrmamba_hf.timelines.record import DAY
 from ehrmamba_hf.timelines.visits import Visit
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
 from ehrmamba_hf.tokenization.fitting import fit_tokenizer
+from ehrmamba_hf.tokenization.grammar_ehrmamba import SHORTEST_LENGTH
 from ehrmamba_hf.tokenization.tokenization_ehrmamba import DEFAULT_CATEGORIES
 
 LABELS_FILE = "labels.parquet"
@@ -63,7 +65,8 @@ class PrepareSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             requests and laboratory results (appendix B.1).
         context_length: sequences keep their most recent tokens, up to this many.
         min_patients: patients of the pretraining split that a token needs to enter the vocabulary.
-        train_stays: stays a patient that finetuning sees at most; evaluation sees all.
+        train_stays: stays with an example that finetuning sees at most of a patient, drawn by
+            seed; evaluation sees all.
         follow_up_end: the last moment that the source tells of: a time, `complete`, or `auto`
             (the latest time in the data; complete for MIMIC, whose dates are shifted).
         new_onset: the condition tasks leave out stays with an earlier mention.
@@ -80,6 +83,24 @@ class PrepareSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     more_codes: str | None = None
     splits: SplitRules = SplitRules()
     visits: VisitRules = VisitRules()
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot. Raises InputError."""
+        others = sorted(set(self.categories) - set(CATEGORIES))
+        shares = (self.splits.pretrain, self.splits.finetune, self.splits.validation)
+        rules = {
+            f"categories: expected some of {CATEGORIES}, found {others}": not others,
+            f"context_length: expected at least {SHORTEST_LENGTH}, found {self.context_length}": (
+                self.context_length >= SHORTEST_LENGTH
+            ),
+            f"min_patients: expected at least 1, found {self.min_patients}": self.min_patients >= 1,
+            f"train_stays: expected at least 1, found {self.train_stays}": self.train_stays >= 1,
+            f"splits: expected shares from 0 to 1, pretrain and finetune together too, "
+            f"found {self.splits}": min(shares) >= 0 and max(sum(shares[:2]), shares[2]) <= 1,
+        }
+        for sentence, holds in rules.items():
+            if not holds:
+                raise InputError(f"prepare: {sentence}")
 
 
 @dataclass
@@ -194,11 +215,7 @@ def _prepare_record(
     if split.startswith("pretrain"):
         return
     if split.startswith("finetune"):
-        chosen = sample_stays(
-            record.subject_id, len(stays), settings.train_stays, settings.splits.seed
-        )
-        moments = [(stays[i].start, stays[i].end) for i in sorted(chosen)]
-        examples = [e for e in examples if _within(e.prediction_time, moments)]
+        examples = _sampled(examples, stays, record.subject_id, settings)
     for at in sorted({e.prediction_time for e in examples}):
         columns = encoder.columns(at)
         writer.add("finetune", split, record.subject_id, at, columns)
@@ -223,8 +240,16 @@ def _examples(
     return result
 
 
-def _within(moment: int, stays: list[tuple[int, int | None]]) -> bool:
-    return any(start <= moment and (end is None or moment <= end) for start, end in stays)
+def _sampled(
+    examples: list[Example], stays: list[Visit], subject_id: int, settings: PrepareSettings
+) -> list[Example]:
+    """The examples of the stays that are drawn from those that give any."""
+    starts = [stay.start for stay in stays]
+    position = [bisect_right(starts, e.prediction_time) for e in examples]
+    asked = sorted(set(position))
+    drawn = sample_stays(subject_id, len(asked), settings.train_stays, settings.splits.seed)
+    kept = {asked[i] for i in drawn}
+    return [e for e, p in zip(examples, position, strict=True) if p in kept]
 
 
 def _tasks(settings: PrepareSettings) -> list[Task]:

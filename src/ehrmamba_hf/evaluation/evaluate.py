@@ -18,6 +18,7 @@ from ehrmamba_hf.evaluation.report import write_report
 from ehrmamba_hf.evaluation.results import Evaluation
 from ehrmamba_hf.evaluation.scoring import load_classifier, score
 from ehrmamba_hf.tasks import registered
+from ehrmamba_hf.timelines import SPLITS
 
 LOAD_SNIPPET = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -80,7 +81,7 @@ def evaluate(
         Path(out),
         evaluation,
         facts={
-            "patients": ", ".join(f"{n} {split}" for split, n in counted["patients"].items()),
+            "patients": _patients(counted["patients"]),
             "vocabulary": f"{tokenizer.vocab_size} tokens",
             "model": f"{size:,} parameters, {classifier.config.num_hidden_layers} Mamba blocks of "
             f"width {classifier.config.hidden_size}",
@@ -96,3 +97,13 @@ def evaluate(
         load_snippet=LOAD_SNIPPET.format(folder=Path(model).name),
     )
     return evaluation
+
+
+def _patients(counts: Mapping[str, int]) -> str:
+    """How many patients each split has.
+
+    >>> _patients({"finetune_validation": 1, "pretrain": 9, "test": 4})
+    '9 pretrain, 1 finetune validation, 4 test'
+    """
+    known = [(counts[split], split.replace("_", " ")) for split in SPLITS if split in counts]
+    return ", ".join(f"{count:,} {split}" for count, split in known)

@@ -13,6 +13,7 @@ from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.evaluation.scoring import chunks, load_classifier, probabilities
 from ehrmamba_hf.events.table import read_subjects
+from ehrmamba_hf.folders import staged_file
 from ehrmamba_hf.tasks import Case, Excluded, Task, registered
 from ehrmamba_hf.timelines import Record, VisitRules, iter_records, stays_of
 from ehrmamba_hf.timelines.record import NEVER
@@ -83,10 +84,8 @@ def predict(
         arrays = [pa.array(keys[0]), pa.array(keys[1]), times, pa.array(scores), pa.array(keys[3])]
         tables.append(pa.table(arrays, schema=PATIENT_SCHEMA))
     table = pa.concat_tables(tables)
-    part = Path(out).with_name(Path(out).name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, part)
-    part.rename(out)
+    with staged_file(out) as file:
+        pq.write_table(table, file)
     return table
 
 

@@ -1,6 +1,5 @@
 """An evaluation as files to read: metrics.json, one self-contained page, a table for a terminal."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from ehrmamba_hf.evaluation.figures import overview, task_figure
 from ehrmamba_hf.evaluation.results import Estimate, Evaluation, TaskEvaluation
+from ehrmamba_hf.folders import staged_file
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -39,8 +39,9 @@ def write_report(
     page = render_report(
         evaluation, facts=facts, exclusions=exclusions, forecast=forecast, load_snippet=load_snippet
     )
-    _write_whole(folder / METRICS_FILE, evaluation.to_json() + "\n")
-    _write_whole(folder / REPORT_FILE, page)
+    for name, text in ((METRICS_FILE, evaluation.to_json() + "\n"), (REPORT_FILE, page)):
+        with staged_file(folder / name) as file:
+            file.write_text(text, encoding="utf-8")
     return folder / REPORT_FILE
 
 
@@ -163,18 +164,3 @@ def _terminal_cells(task: TaskEvaluation) -> list[str]:
             f"{_signed(difference.value)}\n{_short_interval(difference, sign='+')}",
         ]
     return cells
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.close()
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise

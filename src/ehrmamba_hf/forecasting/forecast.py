@@ -14,7 +14,9 @@ from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.modeling import EHRMambaForCausalLM
 from ehrmamba_hf.timelines import Record, VisitRules, iter_records
-from ehrmamba_hf.tokenization.grammar_ehrmamba import microseconds
+from ehrmamba_hf.tokenization.grammar_ehrmamba import TYPE_ID, microseconds
+
+NEVER_IN_A_RECORD = {TYPE_ID[name] for name in ("PAD", "CLS", "task")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def forecast(
     set_seed(seed)
     prompt = tokenizer.pad({k: [v] for k, v in columns.items()}, return_tensors="pt")
     settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, **generation}
-    never = [tokenizer.pad_token_id, tokenizer.mask_token_id, tokenizer.cls_token_id]
+    never = [i for i, kind in enumerate(tokenizer.token_types) if kind in NEVER_IN_A_RECORD]
+    never.append(tokenizer.mask_token_id)
     with torch.inference_mode():
         output = network.generate(
             **prompt, max_new_tokens=tokens, suppress_tokens=never, **settings

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.fhir.identity import subject_id
-from ehrmamba_hf.folders import staged
+from ehrmamba_hf.folders import staged, staged_file
 from ehrmamba_hf.simulation.course import CATALOG, MONTH, Course, Event
 
 RISK_SCHEMA = pa.schema(
@@ -79,9 +79,8 @@ def simulate(out: Path, *, patients: int, seed: int = 0, progress: bool = False)
     names = {f"{kind}.ndjson" for kind in KINDS}
     with staged(out, marker="Patient.ndjson", contents=names) as folder:
         risks = _write(folder, patients, seed, progress)
-        partial = out.with_name(f".{out.name}.risks.partial")
-        pq.write_table(risks, partial)
-        partial.replace(true_risks_path(out))
+        with staged_file(true_risks_path(out)) as file:
+            pq.write_table(risks, file)
     return out
 
 

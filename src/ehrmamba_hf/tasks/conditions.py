@@ -50,7 +50,7 @@ class CodeGroup:
 
 
 HYPERTENSION = CodeGroup(
-    "hypertension coded in the stay",
+    "Hypertension coded in the stay",
     {
         "ICD10CM": ("I10", "I11", "I12", "I13", "I15", "I16"),
         "ICD9CM": ("401", "402", "403", "404", "405"),
@@ -58,11 +58,11 @@ HYPERTENSION = CodeGroup(
     },
 )
 FLUID_DISORDERS = CodeGroup(
-    "a fluid, electrolyte or acid-base disorder coded in the stay",
+    "A fluid, electrolyte or acid-base disorder coded in the stay",
     {"ICD10CM": ("E86", "E87"), "ICD9CM": ("276",)},
 )
 LIPID_DISORDERS = CodeGroup(
-    "a disorder of lipid metabolism coded in the stay",
+    "A disorder of lipid metabolism coded in the stay",
     {"ICD10CM": ("E78",), "ICD9CM": ("272",), "SNOMED": ("55822004", "302870006")},
 )
 

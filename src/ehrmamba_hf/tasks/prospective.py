@@ -103,18 +103,18 @@ def condition_task(name: str, token: str, group: CodeGroup, *, new_onset: bool =
 MORTALITY = Task(
     "mortality",
     "[MOR]",
-    "death within 30 days of discharge",
+    "Death within 30 days of discharge",
     at_discharge,
     died_within_30_days,
     WINDOW_DAYS,
 )
 LENGTH_OF_STAY = Task(
-    "length_of_stay", "[LOS]", "a stay of over 7 days", after_24_hours, stayed_over_7_days
+    "length_of_stay", "[LOS]", "A stay of over 7 days", after_24_hours, stayed_over_7_days
 )
 READMISSION = Task(
     "readmission",
     "[REA]",
-    "readmission within 30 days of discharge",
+    "Readmission within 30 days of discharge",
     at_discharge,
     readmitted_within_30_days,
     WINDOW_DAYS,

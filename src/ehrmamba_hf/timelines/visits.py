@@ -29,23 +29,30 @@ class VisitRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @dataclass(slots=True)
 class Visit:
-    """A stay, or other encounters merged. ``end`` is None while it is open or not known."""
+    """A stay, or other encounters merged.
+
+    ``end`` is None while the visit is open. Where none is known although a later stay has begun
+    (or a year has passed), it is a guess: good for placing events, not for an index time or label.
+    """
 
     start: int
     end: int | None
     stay: bool
     encounter_ids: set[str] = field(default_factory=set)
     died: bool = False
+    end_is_guess: bool = False
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A root encounter as seen at a moment. `reach`: how far it is known to extend."""
+    """A root encounter as seen at a moment, with its parts. `reach`: how far it is known to go."""
 
-    encounter: Encounter
-    end: int | None
+    visit: Visit
     reach: int
-    stay: bool
+
+    @property
+    def length(self) -> int:
+        return self.reach - self.visit.start
 
 
 def build_visits(
@@ -66,91 +73,103 @@ def build_visits(
         encounters: of one patient, parts among them.
         at: the moment; nothing later is looked at.
         last_reference: time of the last known event that references an encounter, by its id: the
-            end of an encounter without one, once a later stay has begun.
+            guessed end of an encounter without a known one, once a later stay has begun.
         rules: what counts as what.
         counts: is told what was cut out.
     """
     counts = Counter() if counts is None else counts
-    members, roots = _roots(encounters, at)
-    seen = [s for s in (_seen(r, members, at, rules, counts) for r in roots) if s is not None]
-    latest_stay = max((s.encounter.start for s in seen if s.stay), default=at)
-    for s in seen:  # an end that is missing in the source, not one that has yet to come
-        if s.encounter.end is None and s.encounter.start < latest_stay:
-            start = s.encounter.start
-            s.end = s.reach = max(start, last_reference.get(s.encounter.encounter_id, start))
+    stays: list[_Seen] = []
+    others: list[_Seen] = []
+    # Backwards, since it takes a later stay to tell that an encounter without an end is over.
+    for root, parts in reversed(_families(encounters, at, counts)):
+        superseded = bool(stays) and root.start < stays[-1].visit.start
+        seen = _look(root, parts, at, superseded, last_reference, rules)
+        if seen.visit.end_is_guess and root.end is None:
             counts["encounter_end_missing"] += 1
-    stays = _merge_stays([s for s in seen if s.stay], members, rules)
-    others = _merge_others([s for s in seen if not s.stay], stays, members, rules)
-    return sorted(stays + others, key=lambda v: (v.start, v.stay))
+        if not seen.visit.stay:
+            others.append(seen)
+        elif seen.length <= rules.longest_stay_days * DAY:
+            stays.append(seen)
+        else:
+            counts["stay_over_a_year"] += 1
+    visits = _merge_stays(stays[::-1], rules)
+    visits += _merge_others(others[::-1], visits, rules)
+    return sorted(visits, key=lambda v: (v.start, v.stay))
 
 
-def _roots(
-    encounters: Sequence[Encounter], at: int
-) -> tuple[dict[str, list[Encounter]], list[Encounter]]:
-    """Group visible encounters under their outermost known parent, in order of start."""
-    visible = {e.encounter_id: e for e in encounters if e.start <= at}
-    members: dict[str, list[Encounter]] = {}
+def _families(
+    encounters: Sequence[Encounter], at: int, counts: Counter[str]
+) -> list[tuple[Encounter, list[Encounter]]]:
+    """Each outermost encounter that has begun, in order of start, with the parts inside it."""
+    visible: dict[str, Encounter] = {}
+    for encounter in encounters:
+        if encounter.end is not None and encounter.end < encounter.start <= at:
+            counts["encounter_ends_before_start"] += 1
+        elif encounter.start <= at:
+            visible[encounter.encounter_id] = encounter
+    parts: dict[str, list[Encounter]] = {}
     for encounter in visible.values():
-        root, passed = encounter, {encounter.encounter_id}
-        while root.part_of in visible and root.part_of not in passed:
-            passed.add(root.part_of)
-            root = visible[root.part_of]
-        members.setdefault(root.encounter_id, []).append(encounter)
-    roots = sorted((visible[i] for i in members), key=lambda e: (e.start, e.encounter_id))
-    return members, roots
+        root = _outermost(encounter, visible)
+        within = parts.setdefault(root.encounter_id, [])
+        if encounter is not root:
+            within.append(encounter)
+    return sorted(((visible[i], p) for i, p in parts.items()), key=lambda family: _order(family[0]))
 
 
-def _seen(
+def _order(encounter: Encounter) -> tuple[int, str]:
+    return encounter.start, encounter.encounter_id
+
+
+def _outermost(encounter: Encounter, visible: Mapping[str, Encounter]) -> Encounter:
+    """The last known parent; of parents in a circle, the first to begin."""
+    chain = [encounter]
+    while (parent := visible.get(chain[-1].part_of or "")) is not None:
+        if parent in chain:
+            return min(chain[chain.index(parent) :], key=_order)
+        chain.append(parent)
+    return chain[-1]
+
+
+def _look(
     root: Encounter,
-    members: Mapping[str, list[Encounter]],
+    parts: Sequence[Encounter],
     at: int,
+    superseded: bool,
+    last_reference: Mapping[str, int],
     rules: VisitRules,
-    counts: Counter[str],
-) -> _Seen | None:
+) -> _Seen:
+    """An encounter as known at the moment: its end, how far it goes, and whether it is a stay.
+
+    An end that has yet to come and an end that never will be written look the same at the moment,
+    and are taken the same, or else a view would tell of its future.
+    """
+    family = [root, *parts]
     end = root.end if root.end is not None and root.end <= at else None
-    if end is not None and end < root.start:
-        counts["encounter_ends_before_start"] += 1
-        return None
+    guess = end is None and (superseded or at - root.start > rules.longest_stay_days * DAY)
+    if guess:
+        end = max(last_reference.get(e.encounter_id, root.start) for e in family)
+        end = max(end, root.start)
     reach = at if end is None else end
-    duration = reach - root.start
-    parts = [p for p in members[root.encounter_id] if p is not root]
-    stay = (
-        root.kind in rules.stay_classes
-        or any(p.kind in rules.stay_classes for p in parts)
-        or (
-            (root.mimic or root.kind in rules.day_long_stay_classes)
-            and duration >= rules.day_long_hours * HOUR
-        )
+    a_day = reach - root.start >= rules.day_long_hours * HOUR
+    stay = any(e.kind in rules.stay_classes for e in family) or (
+        a_day and (root.mimic or root.kind in rules.day_long_stay_classes)
     )
-    if stay and duration > rules.longest_stay_days * DAY:
-        counts["stay_over_a_year" if end is not None else "stay_without_end_over_a_year"] += 1
-        return None
-    return _Seen(root, end, reach, stay)
+    if a_day and not stay:
+        end = reach = root.start
+    ids = {e.encounter_id for e in family}
+    died = end is not None and any(e.died for e in family)
+    return _Seen(Visit(root.start, end, stay, ids, died, guess), reach)
 
 
-def _visit(s: _Seen, members: Mapping[str, list[Encounter]]) -> Visit:
-    group = members[s.encounter.encounter_id]
-    return Visit(
-        s.encounter.start,
-        s.end,
-        s.stay,
-        {e.encounter_id for e in group},
-        any(e.died for e in group) if s.end is not None else False,
-    )
-
-
-def _merge_stays(
-    seen: Sequence[_Seen], members: Mapping[str, list[Encounter]], rules: VisitRules
-) -> list[Visit]:
+def _merge_stays(seen: Sequence[_Seen], rules: VisitRules) -> list[Visit]:
     stays: list[Visit] = []
     reach = 0
     for s in seen:
-        visit = _visit(s, members)
-        if stays and s.encounter.start - reach < rules.transfer_gap_hours * HOUR:
-            _join(stays[-1], visit)
+        if stays and s.visit.start - reach < rules.transfer_gap_hours * HOUR:
+            _join(stays[-1], s.visit)
             reach = max(reach, s.reach)
         else:
-            stays.append(visit)
+            stays.append(s.visit)
             reach = s.reach
     return stays
 
@@ -159,36 +178,28 @@ def _join(into: Visit, visit: Visit) -> None:
     into.end = None if into.end is None or visit.end is None else max(into.end, visit.end)
     into.encounter_ids |= visit.encounter_ids
     into.died |= visit.died
+    into.end_is_guess |= visit.end_is_guess
 
 
-def _merge_others(
-    seen: Sequence[_Seen],
-    stays: Sequence[Visit],
-    members: Mapping[str, list[Encounter]],
-    rules: VisitRules,
-) -> list[Visit]:
+def _merge_others(seen: Sequence[_Seen], stays: Sequence[Visit], rules: VisitRules) -> list[Visit]:
     others: list[Visit] = []
     reach = 0
     for s in seen:
-        visit = _visit(s, members)
         stay = next((v for v in stays if _overlap(v, s)), None)
         if stay is not None:
-            stay.encounter_ids |= visit.encounter_ids
-            continue
-        far = s.reach
-        if s.reach - s.encounter.start >= rules.day_long_hours * HOUR:
-            visit.end = far = s.encounter.start
-        if others and (s.encounter.start < reach or s.encounter.start == others[-1].start):
-            _join(others[-1], visit)
-            reach = max(reach, far)
+            stay.encounter_ids |= s.visit.encounter_ids
+        elif others and (s.visit.start < reach or s.visit.start == others[-1].start):
+            _join(others[-1], s.visit)
+            reach = max(reach, s.reach)
         else:
-            others.append(visit)
-            reach = far
+            others.append(s.visit)
+            reach = s.reach
     return others
 
 
 def _overlap(stay: Visit, s: _Seen) -> bool:
     """Whether an encounter shares time with a stay; touching ends do not, a point inside does."""
-    if s.reach == s.encounter.start:
-        return stay.start <= s.encounter.start and (stay.end is None or s.reach <= stay.end)
-    return s.reach > stay.start and (stay.end is None or s.encounter.start < stay.end)
+    start = s.visit.start
+    if not s.length:
+        return stay.start <= start and (stay.end is None or start <= stay.end)
+    return s.reach > stay.start and (stay.end is None or start < stay.end)

@@ -1,5 +1,6 @@
 """Fit bins and vocabulary on the patients of the pretraining split, and on nobody else."""
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.schema import DATA_FOLDER, METADATA_FOLDER
-from ehrmamba_hf.tokenization.grammar_ehrmamba import SPECIAL_TOKENS, TOKEN_TYPES, TYPE_OF_CATEGORY
+from ehrmamba_hf.tokenization.grammar_ehrmamba import (
+    SPECIAL_TOKENS,
+    TOKEN_TYPES,
+    TYPE_ID,
+    TYPE_OF_CATEGORY,
+)
 from ehrmamba_hf.tokenization.tokenization_ehrmamba import EHRMambaTokenizer
 
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
@@ -33,15 +39,13 @@ group by code, unit, highest having count(*) >= {min_values} order by code, unit
 _TOKENS = """
 with tokens as (
   select code, subject_id, category, unnest(list_distinct([code, case
-    when edges is null or numeric_value is null then code
+    when edges is null or numeric_value is null or isnan(numeric_value) then code
     else code || '//Q' || (1 + len(list_filter(edges, lambda e: e < numeric_value))) end])) as token
   from fitted left join bins using (code, unit))
 select token, any_value(code) as code, count(distinct subject_id) as patients
 from tokens group by token having patients >= {min_patients} order by token
 """
-_CATEGORIES = """
-select code, category, count(*) as n from fitted group by all order by code, n, category
-"""
+_CATEGORIES = "select code, category, count(*) from fitted group by all order by all"
 
 
 def fit_tokenizer(
@@ -85,7 +89,7 @@ def fit_tokenizer(
         for code, unit, edges in db.execute("select * from bins").fetchall():
             bins.setdefault(code, {})[unit] = edges
         rows = db.execute(_TOKENS.format(min_patients=int(min_patients))).fetchall()
-        kinds = {code: kind for code, kind, _ in db.execute(_CATEGORIES).fetchall()}
+        kinds = _majority_types(db.execute(_CATEGORIES).fetchall())
     tokens = {token: code for token, code, _ in rows if token not in SPECIAL_TOKENS}
     if not tokens:
         raise InputError(
@@ -96,13 +100,25 @@ def fit_tokenizer(
     kept = set(tokens.values())
     return EHRMambaTokenizer(
         vocab={token: len(SPECIAL_TOKENS) + i for i, token in enumerate(tokens)},
-        types={t: TOKEN_TYPES[TYPE_OF_CATEGORY.get(kinds[c], -1)] for t, c in tokens.items()},
+        types={t: TOKEN_TYPES[kinds[c]] for t, c in tokens.items()},
         bins={code: units for code, units in bins.items() if code in kept},
         names=_names(events, kept),
         task_tokens=task_tokens,
         categories=categories,
         model_max_length=context_length,
     )
+
+
+def _majority_types(rows: Sequence[tuple[str, str, int]]) -> dict[str, int]:
+    """The token type that each code has most often; of equally frequent ones, the first.
+
+    >>> _majority_types([("X", "administration", 3), ("X", "lab", 4), ("X", "medication", 3)])
+    {'X': 8}
+    """
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for code, category, n in rows:
+        counts[code][TYPE_OF_CATEGORY.get(category, TYPE_ID["other"])] += n
+    return {code: min(types, key=lambda t: (-types[t], t)) for code, types in counts.items()}
 
 
 def _names(events: Path, codes: Collection[str]) -> dict[str, str]:

@@ -76,6 +76,9 @@ COLUMNS = {
 }
 Columns = dict[str, list]
 
+SHORTEST_LENGTH = 4  # [CLS] [VS] and the last two tokens
+LAST_VISIT_ORDER = 512  # the size of the embedding table; later visits share it
+
 
 @dataclass(slots=True)
 class EncodedVisit:
@@ -186,7 +189,8 @@ def assemble(
 
     Returns:
         A list per column of `COLUMNS`, all of one length. ages in years of 365.25 days,
-        time_stamps in weeks. Special tokens outside visits have 0 in all four.
+        time_stamps in weeks. Special tokens outside visits have 0 in all four. Visit orders go to
+        512, and later visits keep that number, while their segments go on alternating.
     """
     columns: Columns = {name: [] for name in COLUMNS}
     if first is None:
@@ -233,7 +237,7 @@ def _inside(
     columns["ages"] += [0.0] * len(ids) if birth is None else [(t - birth) / year for t in times]
     columns["time_stamps"] += [(t - first) / week for t in times]
     columns["visit_segments"] += [1 + (order - 1) % 2] * len(ids)
-    columns["visit_orders"] += [order] * len(ids)
+    columns["visit_orders"] += [min(order, LAST_VISIT_ORDER)] * len(ids)
 
 
 def truncate(columns: Columns, max_length: int) -> Columns:
@@ -288,8 +292,14 @@ def prompt(columns: Columns, task_id: int) -> Columns:
 
 
 def fit(columns: Columns, max_length: int | None, task_id: int | None) -> Columns:
-    """Truncate to `max_length` tokens, the task's tokens included, then prompt."""
+    """Truncate to `max_length` tokens, the task's tokens included, then prompt.
+
+    Raises:
+        ValueError: a `max_length` under 4.
+    """
     if max_length is not None:
+        if max_length < SHORTEST_LENGTH:
+            raise ValueError(f"max_length: expected at least {SHORTEST_LENGTH}, found {max_length}")
         appended = task_id is not None and columns["input_ids"][-1] != REG
         columns = truncate(columns, max_length - appended)
     return columns if task_id is None else prompt(columns, task_id)

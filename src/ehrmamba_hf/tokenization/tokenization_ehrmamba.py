@@ -5,6 +5,7 @@ patient.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ DEFAULT_TASK_TOKENS = {
     "condition_1": "[C1]",
     "condition_2": "[C2]",
 }
-SHORTEST_LENGTH = 4  # [CLS] [VS] event [REG]
 
 
 class EHRMambaTokenizer(PreTrainedTokenizer):
@@ -104,7 +104,7 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         *,
         at: Any = None,
         padding: bool | str = False,
-        truncation: bool = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
         **kwargs: Any,
@@ -114,14 +114,14 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         Args:
             patients: a dict, or a list of dicts, each either a patient (`birth`, and `visits` in
                 order: dicts with `start`, `end` or None, and `events`: dicts with `code`, `time`,
-                and for results `value` and `unit`; optionally `category` and `available`), or
-                ready columns (`input_ids` and what else there is). Times are datetimes, dates,
+                and for results `value`, a number or text, and `unit`; optionally `category` and
+                `available`), or ready columns (`input_ids` and what else there is). Times are datetimes, dates,
                 ISO strings, or microseconds. A string is tokenized at white space.
             task: the name of a task, or its token: the prompt of Multitask Prompted Finetuning.
             at: the index time: nothing that was known only after it is part of the input.
             padding, return_tensors and the rest: as everywhere in transformers.
-            truncation: True keeps the most recent `max_length` tokens (default:
-                `model_max_length`).
+            truncation: True, or any strategy of transformers but "do_not_truncate", keeps the most
+                recent `max_length` tokens (default: `model_max_length`).
 
         Returns:
             The columns `input_ids`, `token_type_ids`, `ages` (years), `time_stamps` (weeks),
@@ -141,13 +141,16 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
                 return_tensors=return_tensors,
                 **kwargs,
             )
-        limit = (max_length or self.model_max_length) if truncation else None
+        limit = None
+        if truncation and truncation != "do_not_truncate":
+            limit = self.model_max_length if max_length is None else max_length
         rows = [self._columns(patient, task, microseconds(at), limit) for patient in batch]
-        features: Any = rows[0] if single else {name: [r[name] for r in rows] for name in rows[0]}
+        names = rows[0] if rows else COLUMNS
+        features: Any = rows[0] if single else {name: [r[name] for r in rows] for name in names}
         if return_tensors is not None and single:
             features = {name: [column] for name, column in features.items()}
         if padding == PaddingStrategy.MAX_LENGTH:
-            kwargs["max_length"] = max_length or self.model_max_length
+            kwargs["max_length"] = max_length
         return self.pad(features, padding=padding, return_tensors=return_tensors, **kwargs)
 
     def task_token_id(self, task: str) -> int:
@@ -170,8 +173,6 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         max_length: int | None = None,
     ) -> Columns:
         """Columns of visits whose events are already ids: the road of large corpora."""
-        if max_length is not None and max_length < SHORTEST_LENGTH:
-            raise ValueError(f"max_length: expected at least {SHORTEST_LENGTH}, found {max_length}")
         columns = assemble(visits, birth, self.token_types)
         return fit(columns, max_length, None if task is None else self.task_token_id(task))
 
@@ -204,12 +205,14 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         for event in visit.get("events", ()):
             time = microseconds(event.get("time"))
             time = start if time is None else time
-            known = microseconds(event.get("available")) or time
+            known = max(time, microseconds(event.get("available")) or time)
             wanted = event.get("category") is None or event["category"] in self.categories
             if wanted and (at is None or known <= at):
                 value = event.get("value")
+                value = None if isinstance(value, str) else value  # a text result has no bin
                 key = (event.get("category") or "", event["code"])
-                rank = (value is not None, value or 0.0)
+                missing = value is None or math.isnan(value)
+                rank = (missing, 0.0 if missing else value)
                 events.append((time, *key, rank, self.event_id(key[1], value, event.get("unit"))))
         if not events or (at is not None and start > at):
             return None

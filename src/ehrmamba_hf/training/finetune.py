@@ -8,9 +8,10 @@ from transformers import DataCollatorWithPadding
 
 from ehrmamba_hf.corpus import load_examples
 from ehrmamba_hf.corpus.examples import load_tokenizer
+from ehrmamba_hf.corpus.prepare import REPORT_FILE
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.modeling import EHRMambaForSequenceClassification
-from ehrmamba_hf.training.run import run_training
+from ehrmamba_hf.training.run import run_training, written
 
 RECIPE = {
     "num_train_epochs": 6,
@@ -39,16 +40,19 @@ def finetune(
             which keeps the model able to forecast; 0 is the paper's finetuning.
 
     Raises:
-        InputError: `model` was made with another vocabulary than the data.
+        InputError: `model` was made with another vocabulary or other bins than the data; see
+            also `run_training`.
     """
-    tokenizer = load_tokenizer(model)
-    if tokenizer.vocab != load_tokenizer(data).vocab:
+    tokenizer, of_data = load_tokenizer(model), load_tokenizer(data)
+    if (tokenizer.vocab, tokenizer.bins) != (of_data.vocab, of_data.bins):
         raise InputError(
-            f"{model}: expected the vocabulary with which {data} was prepared, found another: "
-            "prepare the events with this model's tokenizer"
+            f"{model}: expected the vocabulary and bins with which {data} was prepared, found "
+            "others: prepare the events with this model's tokenizer"
         )
     arguments = {**RECIPE, **(training or {})}
-    weight = float(arguments.pop("forecasting_loss_weight"))
+    weight = arguments.pop("forecasting_loss_weight")
+    if not isinstance(weight, int | float) or weight < 0:
+        raise InputError(f"forecasting_loss_weight: expected a number from 0, found {weight!r}")
     examples = {
         split: load_examples(data, split, tasks=tasks, tokenizer=tokenizer)
         for split in ("finetune", "finetune_validation")
@@ -64,8 +68,8 @@ def finetune(
         validation=examples["finetune_validation"],
         collator=DataCollatorWithPadding(tokenizer),
         fingerprint={
-            "data": str(Path(data).resolve()),
-            "model": str(Path(model).resolve()),
+            "data": written(data, REPORT_FILE),
+            "model": written(model, "config.json"),
             "tasks": sorted(tasks or []),
             "forecasting_loss_weight": weight,
         },

@@ -8,11 +8,12 @@ from transformers import DataCollatorForLanguageModeling
 
 from ehrmamba_hf.corpus import load_sequences
 from ehrmamba_hf.corpus.examples import load_tokenizer
+from ehrmamba_hf.corpus.prepare import REPORT_FILE
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.modeling import EHRMambaConfig, EHRMambaForCausalLM
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
 from ehrmamba_hf.tokenization.grammar_ehrmamba import SPECIAL_TOKENS
-from ehrmamba_hf.training.run import run_training
+from ehrmamba_hf.training.run import run_training, written
 
 RECIPE = {"num_train_epochs": 15, "per_device_train_batch_size": 44}
 
@@ -70,5 +71,5 @@ def pretrain(
         train=load_sequences(data, "pretrain"),
         validation=load_sequences(data, "pretrain_validation"),
         collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        fingerprint={"data": str(Path(data).resolve()), "model": dict(model or {})},
+        fingerprint={"data": written(data, REPORT_FILE), "model": dict(model or {})},
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.folders import put_in_place
@@ -61,24 +61,20 @@ def run_training(
             that `TrainingArguments` does not have or accept.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
-        raise InputError(f"{out}: expected a new or empty folder, or a model, found other content")
+    _expect_replaceable(out)
     if not len(train):
         raise InputError("training: expected at least one example, found none")
     part = out.with_name(out.name + ".part")
     settings = {**RECIPE, **arguments}
     if not len(validation):
         settings |= {"eval_strategy": "no"}
-    settings.setdefault("disable_tqdm", not sys.stderr.isatty())
-    settings.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
-    try:
-        args = TrainingArguments(output_dir=str(part / "checkpoints"), **settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"training arguments: {error}") from None
+    args = _arguments(part / "checkpoints", settings)
     set_seed(args.seed)
+    model = build()
+    # Only now, as a mistyped setting must not clear away the checkpoint of a killed run.
+    checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
     trainer = Trainer(
-        model=build(),
+        model=model,
         args=args,
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
@@ -91,6 +87,31 @@ def run_training(
     return out
 
 
+def _expect_replaceable(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "config.json").is_file():
+        raise InputError(f"{out}: expected a new or empty folder, or a model, found other content")
+
+
+def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
+    # What depends on the machine and the terminal alone does not make it another run.
+    local = {
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    try:
+        return TrainingArguments(output_dir=str(folder), **{**local, **settings})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"training arguments: {error}") from None
+
+
+def written(folder: Path, file: str) -> str:
+    """Where and when a stage wrote its result: tells a resumed run's input from a newer one."""
+    path = (Path(folder) / file).resolve()
+    return f"{path} of {path.stat().st_mtime_ns}"
+
+
 def _checkpoint(part: Path, settings: Mapping[str, Any]) -> str | None:
     """The last checkpoint of an unfinished run with the same settings; others are cleared away."""
     state = PartialState()
@@ -101,8 +122,10 @@ def _checkpoint(part: Path, settings: Mapping[str, Any]) -> str | None:
         part.mkdir(parents=True)
         file.write_text(text, encoding="utf-8")
     state.wait_for_everyone()
-    folder = part / "checkpoints"
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    # The trainer's state is the last file of a checkpoint: without it, the save was cut off.
+    whole = list((part / "checkpoints").glob(f"checkpoint-*/{TRAINER_STATE_NAME}"))
+    steps = {int(file.parent.name.rpartition("-")[2]): file.parent for file in whole}
+    return str(steps[max(steps)]) if steps else None
 
 
 def _finish(trainer: Trainer, part: Path, out: Path) -> None:
