@@ -1,6 +1,7 @@
 """Score every patient of an events folder for every task."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def predict(
         raise InputError(f"tasks: expected some of {list(tokenizer.task_tokens)}, found {unknown}")
     known = {task.name: task for task in registered()}
     asked = [(name, known.get(name)) for name in names]
-    moment = (microseconds(at) if at else None) or NEVER
+    moment = _moment(at)
     total = read_subjects(Path(events)).num_rows
     records = track(
         iter_records(Path(events), tokenizer.categories),
@@ -89,6 +90,14 @@ def predict(
     return table
 
 
+def _moment(at: str | None) -> int:
+    try:
+        moment = microseconds(at or None)
+    except ValueError:
+        raise InputError(f"at: expected an ISO time, found {at}") from None
+    return NEVER if moment is None else moment
+
+
 def _questions(
     records: Any,
     asked: Sequence[tuple[str, Task | None]],
@@ -98,9 +107,11 @@ def _questions(
 ) -> Iterator[tuple[int, str, int | None, str, dict[str, list]]]:
     """Subject, task, time, kind of time, and prompted input, for each patient and task."""
     for record in records:
+        if record.last_alive is not None and record.last_alive > at:
+            record = replace(record, death=None, deceased=False)  # not known yet
         encoder = RecordEncoder(record, tokenizer, rules)
         stays = stays_of(record, rules, at=at)
-        last = min(at, record.last_time) if record.last_time is not None else None
+        last = record.last_time if at == NEVER else at
         known: dict[int | None, dict[str, list]] = {}
         for name, task in asked:
             index = None if task is None else _latest_index(record, stays, task, last)

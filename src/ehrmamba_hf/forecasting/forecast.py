@@ -83,7 +83,7 @@ def forecast(
     prompt = tokenizer.pad({k: [v] for k, v in columns.items()}, return_tensors="pt")
     settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, **generation}
     never = [i for i, kind in enumerate(tokenizer.token_types) if kind in NEVER_IN_A_RECORD]
-    never.append(tokenizer.mask_token_id)
+    never += [tokenizer.mask_token_id, tokenizer.unk_token_id]
     with torch.inference_mode():
         output = network.generate(
             **prompt, max_new_tokens=tokens, suppress_tokens=never, **settings
@@ -108,9 +108,11 @@ def forecast_lines(events: Sequence[ForecastEvent]) -> list[str]:
     """
     lines = []
     for event in events:
-        weeks = round(event.weeks or 0.0, 1) + 0.0  # no minus before a zero
-        where = f"{weeks:+.1f} weeks  age {event.age:.1f}  visit {event.visit}  "
-        lines.append(event.text if event.visit is None else where + event.text)
+        where = ""
+        if event.weeks is not None:
+            weeks = round(event.weeks, 1) + 0.0  # no minus before a zero
+            where = f"{weeks:+.1f} weeks  age {event.age:.1f}  visit {event.visit}  "
+        lines.append(where + event.text)
     return lines
 
 

@@ -22,8 +22,8 @@ class CodeGroup:
     Attributes:
         title: for reports.
         codes: system to codes. ICD codes are prefixes, compared without dots; codes of any other
-            system are compared whole. A system of `ICD10CM` also covers `ICD10` and the national
-            editions, but never the procedure codes (`ICD10PCS`).
+            system are compared whole. `ICD10CM` and `ICD9CM` stand for all national editions, but
+            never for the procedure codes (`ICD10PCS`).
     """
 
     title: str
@@ -39,14 +39,21 @@ class CodeGroup:
 
     def _holds(self, coding: str) -> bool:
         system, _, code = coding.partition("/")
-        edition = next((e for e in ICD_SYSTEMS if system.startswith(e)), None)
+        edition = _edition(system)
         if edition is None:
             return code in self.codes.get(system, ())
-        if system.endswith("PCS"):
-            return False
-        return (
-            code.replace(".", "").upper().startswith(self.codes.get(f"{edition}CM", ()) or ("\0",))
-        )
+        return _plain(code).startswith(tuple(self.codes.get(edition, ())))
+
+
+def _edition(system: str) -> str | None:
+    """The key under which the codes of an ICD edition stand; None for any other system."""
+    if system.endswith("PCS"):
+        return None
+    return next((f"{icd}CM" for icd in ICD_SYSTEMS if system.startswith(icd)), None)
+
+
+def _plain(code: str) -> str:
+    return code.replace(".", "").upper()
 
 
 HYPERTENSION = CodeGroup(
@@ -75,7 +82,9 @@ def extend_group(group: CodeGroup, more: Mapping[str, Iterable[str]]) -> CodeGro
     """
     codes = {system: tuple(known) for system, known in group.codes.items()}
     for system, added in more.items():
-        codes[system] = (*codes.get(system, ()), *map(str, added))
+        edition = _edition(system)
+        plain = map(str, added) if edition is None else (_plain(str(code)) for code in added)
+        codes[edition or system] = (*codes.get(edition or system, ()), *plain)
     return CodeGroup(group.title, codes)
 
 

@@ -17,7 +17,7 @@ LONG_STAY_DAYS = 7
 
 
 def _end(case: Case) -> int:
-    if case.stay.end is None:
+    if case.stay.end is None or case.stay.end_is_guess:
         raise Excluded("the stay has no end")
     return case.stay.end
 
@@ -38,8 +38,11 @@ def at_discharge(case: Case) -> int:
 def after_24_hours(case: Case) -> int:
     """24 h after a stay's start, where its end is later than that, or has yet to come."""
     index = case.stay.start + 24 * HOUR
-    if case.stay.end is not None and case.stay.end <= index:
+    if case.stay.end is not None and _end(case) <= index:
         raise Excluded("the stay ended within 24 hours")
+    last_alive = case.record.last_alive
+    if last_alive is not None and last_alive < index:  # whatever the stay's end says
+        raise Excluded("died within 24 hours")
     return index
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehrmamba_hf.events.table import iter_subject_batches, read_encounters, read_subjects
-from ehrmamba_hf.timelines.record import DAY, NEVER, Diagnosis, Encounter, Record
+from ehrmamba_hf.timelines.record import NEVER, Diagnosis, Encounter, Record, last_alive
 
 # Discharge dispositions that mean death: FHIR `exp`, the UB-04 patient status codes, MIMIC `DIED`.
 DEATH_DISPOSITIONS = frozenset({"exp", "20", "40", "41", "42"})
@@ -142,17 +142,19 @@ def _record(
         events |= {"code": [], "unit": [], "category": []}
     death = subject["death"]
     counts: dict[str, int] = {}
-    if death is not None:
-        # Of a death known only as a date, the whole day may still hold events.
-        last = (death // DAY + 1) * DAY - 1 if subject["death_is_date"] else death
+    last = last_alive(death, subject["death_is_date"])
+    if last is not None:
         alive = [e for e in encounters if e.start <= last]
         counts["encounters_after_death"] = len(encounters) - len(alive)
         encounters = alive
         keep = int(np.searchsorted(events["time"], last, side="right"))
         counts["events_after_death"] = len(events["time"]) - keep
         events = {name: column[:keep] for name, column in events.items()}
-        diagnoses = [d for d in diagnoses if d.time <= last]
     index = {e.encounter_id: i for i, e in enumerate(encounters)}
+    if last is not None:  # a stay that ended in death is coded after it
+        known = [d for d in diagnoses if d.time <= last or d.encounter_id in index]
+        counts["diagnoses_after_death"] = len(diagnoses) - len(known)
+        diagnoses = known
     references = events.pop("encounter_id")
     return Record(
         subject_id=subject["subject_id"],

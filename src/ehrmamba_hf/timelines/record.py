@@ -13,6 +13,17 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
+def last_alive(death: int | None, death_is_date: bool) -> int | None:
+    """The moment of a death, or the last one of its day where the hour is not known.
+
+    >>> last_alive(DAY, death_is_date=True) == 2 * DAY - 1
+    True
+    """
+    if death is None or not death_is_date:
+        return death
+    return (death // DAY + 1) * DAY - 1
+
+
 @dataclass(slots=True, frozen=True)
 class Encounter:
     """An encounter as the source has it. ``end`` is None where the source gives none."""
@@ -59,6 +70,11 @@ class Record:
     unit: list[str | None]
     category: list[str]
     counts: dict[str, int] = field(default_factory=dict)  # what was cut out, by reason
+
+    @property
+    def last_alive(self) -> int | None:
+        """The last moment at which the patient may have lived; None without a dated death."""
+        return last_alive(self.death, self.death_is_date)
 
     @property
     def last_time(self) -> int | None:

@@ -31,7 +31,7 @@ def stays_of(
 
     Stays without any event are among them.
     """
-    return [v for v in _visits(record, at, rules, counts) if v.stay]
+    return [v for v in _visits(record, at, _shown(record, at), rules, counts) if v.stay]
 
 
 def timeline(
@@ -53,23 +53,25 @@ def timeline(
         rules: what counts as a visit.
         counts: is told how events found their visits.
     """
-    if at is None:
-        shown = np.arange(len(record.time))
-    else:
-        shown = np.flatnonzero((record.available <= at) & (record.time <= at))
+    at = NEVER if at is None else at
+    shown = _shown(record, at)
     if not len(shown):
         return []
-    visits = _visits(record, NEVER if at is None else at, rules, counts, shown)
+    visits = _visits(record, at, shown, rules, counts)
     time = record.time[shown]
     visit, gap, ways = _place(record, visits, shown, time)
     if counts is not None:
         counts.update(ways)
-    # A visit's events stand side by side: a new one begins where visit, gap or day changes.
+    # The gap before the first visit is slot 0, that visit slot 1, the gap after it slot 2 ...
+    slot = np.where(visit < 0, 2 * gap + 2, 2 * visit + 1)
     day = np.where(visit < 0, time // DAY, 0)
-    key = np.stack((visit, np.where(visit < 0, gap, 0), day))
+    # An event before its visit's start can come before one that keeps to the gap, so that times
+    # alone would cut the visit in two.
+    order = np.lexsort((day, slot))
+    key = np.stack((slot, day))[:, order]
     cuts = np.flatnonzero((key[:, 1:] != key[:, :-1]).any(axis=0)) + 1
     result = []
-    for events in np.split(np.arange(len(shown)), cuts):
+    for events in np.split(order, cuts):
         index = int(visit[events[0]])
         if index >= 0:
             start, end = visits[index].start, visits[index].end
@@ -79,20 +81,21 @@ def timeline(
     return result
 
 
+def _shown(record: Record, at: int) -> np.ndarray:
+    """The positions of the events known at a moment; of all events at NEVER."""
+    if at == NEVER:
+        return np.arange(len(record.time))
+    return np.flatnonzero((record.available <= at) & (record.time <= at))
+
+
 def _visits(
-    record: Record,
-    at: int,
-    rules: VisitRules,
-    counts: Counter[str] | None,
-    shown: np.ndarray | None = None,
+    record: Record, at: int, shown: np.ndarray, rules: VisitRules, counts: Counter[str] | None
 ) -> list[Visit]:
     if at == NEVER:  # the whole record: its last moment is now
         at = record.last_time or 0
-    references: dict[str, int] = {}
-    if any(e.end is None for e in record.encounters):
-        positions = np.arange(len(record.time)) if shown is None else shown
-        for i in positions[record.encounter[positions] >= 0]:
-            references[record.encounters[record.encounter[i]].encounter_id] = int(record.time[i])
+    last = np.full(len(record.encounters) + 1, np.iinfo(np.int64).min)  # -1: no encounter
+    np.maximum.at(last, record.encounter[shown], record.time[shown])
+    references = {e.encounter_id: int(t) for e, t in zip(record.encounters, last, strict=False)}
     return build_visits(record.encounters, at, references, rules, counts)
 
 

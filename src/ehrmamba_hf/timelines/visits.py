@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ehrmamba_hf.timelines.record import DAY, HOUR, Encounter
+from ehrmamba_hf.timelines.record import DAY, HOUR, NEVER, Encounter
 
 STAY_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 DAY_LONG_STAY_CLASSES = frozenset({"EMER", "OBSENC"})
@@ -147,8 +147,7 @@ def _look(
     end = root.end if root.end is not None and root.end <= at else None
     guess = end is None and (superseded or at - root.start > rules.longest_stay_days * DAY)
     if guess:
-        end = max(last_reference.get(e.encounter_id, root.start) for e in family)
-        end = max(end, root.start)
+        end = max(root.start, *(last_reference.get(e.encounter_id, root.start) for e in family))
     reach = at if end is None else end
     a_day = reach - root.start >= rules.day_long_hours * HOUR
     stay = any(e.kind in rules.stay_classes for e in family) or (
@@ -199,7 +198,7 @@ def _merge_others(seen: Sequence[_Seen], stays: Sequence[Visit], rules: VisitRul
 
 def _overlap(stay: Visit, s: _Seen) -> bool:
     """Whether an encounter shares time with a stay; touching ends do not, a point inside does."""
-    start = s.visit.start
+    start, end = s.visit.start, NEVER if stay.end is None else stay.end
     if not s.length:
-        return stay.start <= start and (stay.end is None or start <= stay.end)
-    return s.reach > stay.start and (stay.end is None or start < stay.end)
+        return stay.start <= start <= end
+    return stay.start < s.reach and start < max(end, stay.start + 1)

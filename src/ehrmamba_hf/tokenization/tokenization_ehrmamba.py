@@ -115,8 +115,9 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
             patients: a dict, or a list of dicts, each either a patient (`birth`, and `visits` in
                 order: dicts with `start`, `end` or None, and `events`: dicts with `code`, `time`,
                 and for results `value`, a number or text, and `unit`; optionally `category` and
-                `available`), or ready columns (`input_ids` and what else there is). Times are datetimes, dates,
-                ISO strings, or microseconds. A string is tokenized at white space.
+                `available`), or ready columns (`input_ids` and what else there is). Times are
+                datetimes, dates, ISO strings, or microseconds. A string is tokenized at white
+                space.
             task: the name of a task, or its token: the prompt of Multitask Prompted Finetuning.
             at: the index time: nothing that was known only after it is part of the input.
             padding, return_tensors and the rest: as everywhere in transformers.
@@ -181,7 +182,7 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
     ) -> Columns:
         if "input_ids" in patient:
             task_id = None if task is None else self.task_token_id(task)
-            ready = {k: list(v) for k, v in patient.items() if k in COLUMNS}
+            ready = {k: _plain(v) for k, v in patient.items() if k in COLUMNS}
             ready.setdefault("attention_mask", [1] * len(ready["input_ids"]))
             missing = [name for name in COLUMNS if name not in ready]
             if missing and (task_id is not None or max_length is not None):
@@ -198,7 +199,7 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
 
     def _visit(self, visit: Mapping, at: int | None) -> EncodedVisit | None:
         """A visit as seen at the index time; None where nothing of it was known yet."""
-        start, end = microseconds(visit["start"]), microseconds(visit.get("end"))
+        start, end = microseconds(visit.get("start")), microseconds(visit.get("end"))
         if start is None:
             raise ValueError("a visit: expected a start, found none")
         events = []
@@ -307,6 +308,11 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
             written.append(str(path))
         return tuple(written)
+
+
+def _plain(column: Any) -> list:
+    """A list of Python numbers, of an array or a tensor too."""
+    return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
 def _read_json(path: str | None) -> dict:

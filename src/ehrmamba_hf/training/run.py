@@ -109,6 +109,8 @@ def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
 def written(folder: Path, file: str) -> str:
     """Where and when a stage wrote its result: tells a resumed run's input from a newer one."""
     path = (Path(folder) / file).resolve()
+    if not path.is_file():
+        raise InputError(f"{folder}: expected a finished folder with {file}, found none")
     return f"{path} of {path.stat().st_mtime_ns}"
 
 
