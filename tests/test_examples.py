@@ -21,7 +21,7 @@ def run(example: str, *arguments: str) -> str:
 def test_load_and_score(finetuned):
     out = run("1_load_and_score.py", str(finetuned.mpf))
     scores = [line.split() for line in out.splitlines()[:6]]
-    assert [name for name, _ in scores][:3] == ["mortality", "length_of_stay", "readmission"]
+    assert {name for name, _ in scores} >= {"mortality", "length_of_stay", "readmission"}
     assert all(0 < float(score) < 1 for _, score in scores)
     assert "[VS]" in out.splitlines()[-1]
 

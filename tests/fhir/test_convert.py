@@ -83,7 +83,14 @@ def test_a_death_before_the_birth_is_rejected_but_a_vague_one_is_not():
         rows("Patient", birthDate="2019-03-04", deceasedDateTime="2019-03-03")
     assert refusal.value.field == "deceasedDateTime"
     vague = rows("Patient", birthDate="2019-03-04", deceasedDateTime="2019")
-    assert vague.subject.death == at("2019-03-04")
+    assert vague.subject == SubjectRow(at("2019-03-04"), None, False, True, None, None)
+    assert [event.category for event in vague.events] == ["birth"]
+
+
+def test_a_death_at_midnight_is_a_date():
+    found = rows("Patient", deceasedDateTime="2019-03-04T00:00:00-05:00")
+    assert found.subject == SubjectRow(None, at("2019-03-04"), True, True, None, None)
+    assert found.events[0].available_time == at("2019-03-04T23:59:59.999999")
 
 
 def test_encounter_in_r4_and_r5():

@@ -63,7 +63,7 @@ def made() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def stays() -> Callable[..., list[tuple]]:
-    """(start, end, encounter ids) of the stays that encounters make, at a moment if one is given."""
+    """(start, end, encounter ids) of the stays that encounters make, `at` a moment or at last."""
     from ehrmamba_hf.timelines import VisitRules, stays_of
 
     def of(*encounters: Encounter, events=(), counts=None, rules=None, at=None) -> list[tuple]:
@@ -76,7 +76,7 @@ def stays() -> Callable[..., list[tuple]]:
 
 @pytest.fixture(scope="session")
 def visits() -> Callable[..., list[tuple]]:
-    """(start, end, times of events) of each visit of a timeline; events alone mark days and hours."""
+    """(start, end, times of events) of each visit of a timeline, `at` a moment or at last."""
     from ehrmamba_hf.timelines import timeline
 
     def of(made: Record, at: str | None = None, counts=None) -> list[tuple]:

@@ -27,9 +27,8 @@ def lab(name: str, when: str, patient: str = "p") -> dict:
 
 
 def stay(name: str, start: str, end: str, **fields) -> dict:
-    return resource(
-        "Encounter", name, **{"class": {"code": "IMP"}}, period={"start": start, "end": end}, **fields
-    )  # fmt: skip
+    period = {"start": start, "end": end}
+    return resource("Encounter", name, **{"class": {"code": "IMP"}}, period=period, **fields)
 
 
 def diagnosis(name: str, encounter: str | None, when: str | None = None) -> dict:

@@ -41,7 +41,10 @@ def at(text: str) -> int:
 
 def visit(start: str, end: str | None, *events: tuple[str, int]) -> EncodedVisit:
     return EncodedVisit(
-        at(start), None if end is None else at(end), [i for _, i in events], [at(t) for t, _ in events]
+        at(start),
+        None if end is None else at(end),
+        [i for _, i in events],
+        [at(t) for t, _ in events],
     )
 
 
@@ -68,10 +71,8 @@ def test_a_record_written_out() -> None:
     w2, lt = SPECIAL_ID["[W_2]"], SPECIAL_ID["[LT]"]
     ids = [CLS, VS, LAB, MEDICATION, VE, REG, w2, VS, LAB, VE, REG, lt, VS, PROCEDURE, LAB]
     assert columns["input_ids"] == ids
-    kinds = (
-        "CLS VS lab medication VE REG interval VS lab VE REG interval VS procedure lab".split()
-    )
-    assert columns["token_type_ids"] == [TYPE_ID[kind] for kind in kinds]
+    kinds = "CLS VS lab medication VE REG interval VS lab VE REG interval VS procedure lab"
+    assert columns["token_type_ids"] == [TYPE_ID[kind] for kind in kinds.split()]
     assert columns["visit_orders"] == [0, 1, 1, 1, 1, 1, 0, 2, 2, 2, 2, 0, 3, 3, 3]
     assert columns["visit_segments"] == [0, 1, 1, 1, 1, 1, 0, 2, 2, 2, 2, 0, 1, 1, 1]
     assert columns["attention_mask"] == [1] * 15
@@ -82,7 +83,9 @@ def test_a_record_written_out() -> None:
     years = [day / 365.25 for day in days]
     ages = [0, *years[:5], 0, *years[5:9], 0, *years[9:]]
     assert columns["ages"] == pytest.approx(ages, abs=1e-9)
-    weeks = [(day - (21612 + 11 / 24)) / 7 for day in days]  # since the first event, not the first VS
+    weeks = [
+        (day - (21612 + 11 / 24)) / 7 for day in days
+    ]  # since the first event, not the first VS
     stamps = [0, *weeks[:5], 0, *weeks[5:9], 0, *weeks[9:]]
     assert columns["time_stamps"] == pytest.approx(stamps, abs=1e-9)
     assert columns["time_stamps"][1] == pytest.approx(-1 / 168)
@@ -124,8 +127,8 @@ def test_the_special_tokens_and_their_types() -> None:
     assert list(SPECIAL_TOKENS[:25]) == [*named, *weeks, *months, "[LT]"]
     assert SPECIAL_TOKENS[25:31] == ("[MOR]", "[LOS]", "[REA]", "[C0]", "[C1]", "[C2]")
     assert len(SPECIAL_TOKENS) == len(set(SPECIAL_TOKENS)) == 41
-    names = "PAD other other CLS VS VE REG".split() + ["interval"] * 18 + ["task"] * 16
-    assert [special_type(i) for i in range(41)] == [TYPE_ID[name] for name in names]
+    kinds = "PAD other other CLS VS VE REG" + " interval" * 18 + " task" * 16
+    assert [special_type(i) for i in range(41)] == [TYPE_ID[kind] for kind in kinds.split()]
 
 
 def test_a_visit_without_an_end_that_is_not_the_last_ends_with_its_last_event() -> None:

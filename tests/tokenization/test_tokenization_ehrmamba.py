@@ -122,9 +122,7 @@ def test_padding_to_a_length(tokenizer: EHRMambaTokenizer, patient: Patient) -> 
     assert {len(c) for c in tokenizer(patient, padding=False).values()} == {15}
 
 
-def test_a_batch_is_its_patients_one_by_one(
-    tokenizer: EHRMambaTokenizer, patient: Patient
-) -> None:
+def test_a_batch_is_its_patients_one_by_one(tokenizer: EHRMambaTokenizer, patient: Patient) -> None:
     batch = [shorter(patient, n) for n in (3, 1, 2)]
     for options in ({}, {"task": "mortality"}, {"truncation": True, "max_length": 6}):
         together = tokenizer(batch, **options)
@@ -146,8 +144,8 @@ def test_truncation_covers_every_column(tokenizer: EHRMambaTokenizer, patient: P
         assert words(tokenizer, encoded).endswith("LOINC/2345-7 [MOR]")
     for kept in (False, "do_not_truncate"):
         assert words(tokenizer, tokenizer(patient, truncation=kept, max_length=8)) == WHOLE
-    tokenizer.model_max_length = 5
-    assert len(tokenizer(patient, truncation=True)["input_ids"]) == 5
+    tokenizer.model_max_length = 4
+    assert len(tokenizer(patient, truncation=True)["input_ids"]) == 4
     for too_few in (0, 3):
         for given in (patient, dict(tokenizer(patient))):
             with pytest.raises(ValueError, match=f"at least 4, found {too_few}"):
@@ -163,7 +161,7 @@ def test_ready_columns(tokenizer: EHRMambaTokenizer, patient: Patient) -> None:
     assert tokenizer([extra, ready], **options) == tokenizer([patient, patient], **options)
     ids = {"input_ids": ready["input_ids"].tolist()}
     assert dict(tokenizer(ids)) == {**ids, "attention_mask": [1] * 15}
-    with pytest.raises(ValueError, match="token_type_ids.*missing"):
+    with pytest.raises(ValueError, match=r"token_type_ids.*missing"):
         tokenizer(ids, task="mortality")
 
 

@@ -69,7 +69,11 @@ _DEATH: Final = Concept(meds.death_code, ())
 
 
 def patient(resource: Patient, site: Site) -> Rows:
-    """A subject, its MEDS_BIRTH and MEDS_DEATH. Rejects a death before the birth."""
+    """A subject, its MEDS_BIRTH and MEDS_DEATH. Rejects a death before the birth.
+
+    A death at midnight exactly is a date that lost its kind. One known only by its month or year
+    has no day that a label could be taken from: the patient is dead without a date.
+    """
     born = time_of(resource.birthDate, "birthDate", site)
     died = time_of(resource.deceasedDateTime, "deceasedDateTime", site)
     if born and died and died.last < born.start:
@@ -77,17 +81,17 @@ def patient(resource: Patient, site: Site) -> Rows:
     events = []
     if born:
         events.append(Event(born.start, "birth", concept=_BIRTH, available_time=born.last))
-    death = None
-    if died:  # born in May 2019, died in "2019": not in January
-        death = max(died.start, born.start) if born else died.start
-        events.append(Event(death, "death", concept=_DEATH, available_time=died.last))
+    dated = died if died and died.precision in ("day", "time") else None
+    if dated:
+        last = _day_over(dated)
+        events.append(Event(dated.start, "death", concept=_DEATH, available_time=last))
     return Rows(
         patient_id=None,
         events=tuple(events),
         subject=SubjectRow(
             birth=born.start if born else None,
-            death=death,
-            death_is_date=died is not None and died.precision != "time",
+            death=dated.start if dated else None,
+            death_is_date=dated is not None and (dated.precision == "day" or dated.midnight),
             deceased=died is not None or bool(resource.deceasedBoolean),
             sex=resource.gender,
             race=_race(resource.extension or []),
@@ -288,7 +292,7 @@ def _expect_time(time: Time | None) -> Time:
 
 
 def _day_over(time: Time) -> int:
-    """When a procedure's written time is over; midnight exactly is a date that lost its kind."""
+    """When a written time is over; midnight exactly is taken for a date that lost its kind."""
     return time.start + DAY - 1 if time.midnight else time.last
 
 
