@@ -30,6 +30,7 @@ ConfigFile = Annotated[
 Tasks = Annotated[str | None, typer.Option(help="Names, with commas between; default: all.")]
 Data = Annotated[Path, typer.Argument(help="Data folder, of `prepare`.")]
 EventsOption = Annotated[Path, typer.Option(help="Events folder, of `ingest`.")]
+Timezone = Annotated[str | None, typer.Option(help="IANA name; for sources written in UTC.")]
 At = Annotated[str | None, typer.Option(help="ISO time; nothing after it is looked at.")]
 
 
@@ -82,9 +83,7 @@ def simulate(
 def ingest(
     fhir: Annotated[Path, typer.Argument(help="Folder of FHIR NDJSON or Bundles, or one file.")],
     out: Out,
-    timezone: Annotated[
-        str | None, typer.Option(help="IANA name; for sources written in UTC.")
-    ] = None,
+    timezone: Timezone = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per CPU.")] = None,
     config: ConfigFile = None,
 ) -> None:
@@ -228,13 +227,14 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
     patients: Annotated[int, typer.Option(min=1, help="Synthetic patients.")] = 1000,
+    timezone: Timezone = None,
     config: ConfigFile = "tiny",
 ) -> None:
     """Run the whole line on a tiny model: FHIR to a finetuned model and its report."""
     from ehrmamba_hf.config import load_config
     from ehrmamba_hf.demo import run_demo
 
-    run_demo(fhir, out, patients=patients, config=load_config(config))
+    run_demo(fhir, out, patients=patients, config=load_config(config), timezone=timezone)
 
 
 def _training_flags(arguments: list[str]) -> dict[str, Any]:

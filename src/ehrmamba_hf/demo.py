@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from ehrmamba_hf.config import Config
-from ehrmamba_hf.corpus import prepare
+from ehrmamba_hf.corpus import load_examples, prepare
+from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.evaluation import evaluate, metrics_table
 from ehrmamba_hf.evaluation.evaluate import LOAD_SNIPPET
-from ehrmamba_hf.events import ingest
+from ehrmamba_hf.events import ingest, read_subjects
 from ehrmamba_hf.forecasting import forecast, forecast_lines
 from ehrmamba_hf.simulation import simulate, true_risks_path
 from ehrmamba_hf.timelines import split_of
@@ -38,7 +38,9 @@ class _Steps:
         return result
 
 
-def run_demo(fhir: Path | None, out: Path, *, patients: int, config: Config) -> None:
+def run_demo(
+    fhir: Path | None, out: Path, *, patients: int, config: Config, timezone: str | None = None
+) -> None:
     """FHIR to a finetuned model and its report; prints metrics, a forecast, and how to load it.
 
     Args:
@@ -46,23 +48,31 @@ def run_demo(fhir: Path | None, out: Path, *, patients: int, config: Config) -> 
         out: the folder that gets `events`, `data`, `model`, `mpf` and `report`.
         patients: synthetic patients.
         config: settings of every stage.
+        timezone: see `ingest`.
     """
     console = Console(highlight=False)
     steps = _Steps(console)
     progress = console.is_terminal
     out = Path(out)
+    events, data, model, mpf = (out / name for name in ("events", "data", "model", "mpf"))
     risks = None
     if fhir is None:
         fhir = out / "fhir"
         steps.run("simulate", simulate, fhir, patients=patients, seed=1, progress=progress)
         risks = true_risks_path(fhir)
-    report = steps.run("ingest", ingest, fhir, out / "events", progress=progress)
+    report = steps.run("ingest", ingest, fhir, events, timezone=timezone, progress=progress)
     console.print(report.summary())
-    data, model, mpf = out / "data", out / "model", out / "mpf"
-    steps.run("prepare", prepare, out / "events", data, config.prepare, progress=progress)
+    steps.run("prepare", prepare, events, data, config.prepare, progress=progress)
     steps.run("pretrain", pretrain, data, model, model=config.model, training=config.pretrain)
+    if not len(load_examples(data, "finetune")):
+        console.print(
+            "No stay of these patients gives an example to finetune on; the reasons are in "
+            f"{data / 'prepare.json'}. The pretrained model forecasts:"
+        )
+        _show(console, _forecast(model, events, config), model)
+        return
     steps.run("finetune", finetune, data, model, mpf, training=config.finetune)
-    lines = steps.run("forecast", _forecast, mpf, out / "events", config)
+    lines = steps.run("forecast", _forecast, mpf, events, config)
     evaluation = steps.run(
         "evaluate",
         evaluate,
@@ -76,21 +86,28 @@ def run_demo(fhir: Path | None, out: Path, *, patients: int, config: Config) -> 
     )
     console.print(metrics_table(evaluation))
     console.print("\nA patient of the test split, forecast by the model:")
+    _show(console, lines, mpf)
+    console.print(f"\nReport: {out / 'report' / 'report.html'}")
+
+
+def _show(console: Console, lines: list[str], model: Path) -> None:
+    """A forecast, where the model is, and how to load it."""
     console.print("\n".join(f"  {line}" for line in lines), markup=False)
-    console.print(f"\nModel:  {mpf}\nReport: {out / 'report' / 'report.html'}\n\nLoad it:")
-    console.print(LOAD_SNIPPET.format(folder=mpf), markup=False, soft_wrap=True)
+    kind = "SequenceClassification" if model.name == "mpf" else "CausalLM"
+    console.print(f"\nModel: {model}\nLoad it:")
+    console.print(LOAD_SNIPPET.format(folder=model, kind=kind), markup=False, soft_wrap=True)
 
 
 def _forecast(model: Path, events: Path, config: Config) -> list[str]:
-    """A forecast for the first patient of the test split who has an example; else for anybody."""
-    labels = pq.read_table(model.parent / "data" / "labels.parquet", columns=["subject_id"])
-    patients = sorted(set(labels["subject_id"].to_pylist()))
-    test = [i for i in patients if split_of(i, config.prepare.splits) == "test"]
-    for subject in test or patients:
-        lines = forecast_lines(
-            forecast(
+    """A forecast for the first patient of the test split who has an event; else for anybody."""
+    subjects = read_subjects(events)["subject_id"].to_pylist()
+    first = sorted(subjects, key=lambda i: (split_of(i, config.prepare.splits) != "test", i))
+    for subject in first:
+        try:
+            ahead = forecast(
                 model, events, str(subject), tokens=FORECAST_TOKENS, rules=config.prepare.visits
             )
-        )
-        return lines
+        except InputError:  # a patient without any event
+            continue
+        return forecast_lines(ahead)
     return []

@@ -201,15 +201,16 @@ def _prepare_record(
     tally.patients[split] += 1
     tally.record.update(record.counts)
     tally.record["without_birth_date"] += record.birth is None
-    stays = stays_of(record, settings.visits, tally.record)
+    cut: Counter[str] = Counter()
+    placed: Counter[str] = Counter()
+    stays = stays_of(record, settings.visits, cut)
+    whole = encoder.columns(None, placed)
+    tally.record.update({**placed, **cut})  # what is cut out of the visits is told by both
+    tally.record["without_any_event"] += len(whole["input_ids"]) == 1
     tally.stays[split] += len(stays)
-    if split.startswith("pretrain"):
-        columns = encoder.columns(None, tally.record)
-        if len(columns["input_ids"]) > 1:
-            writer.add("pretrain", split, record.subject_id, None, columns)
-            tally.tokens[split] += len(columns["input_ids"])
-        else:
-            tally.record["without_any_event"] += 1
+    if split.startswith("pretrain") and len(whole["input_ids"]) > 1:
+        writer.add("pretrain", split, record.subject_id, None, whole)
+        tally.tokens[split] += len(whole["input_ids"])
     examples = _examples(record, stays, tasks, follow_up_end, tally, split)
     labels += [(record.subject_id, e.prediction_time, e.label, e.task, split) for e in examples]
     if split.startswith("pretrain"):

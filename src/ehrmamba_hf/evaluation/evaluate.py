@@ -21,9 +21,9 @@ from ehrmamba_hf.tasks import registered
 from ehrmamba_hf.timelines import SPLITS
 
 LOAD_SNIPPET = """\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelFor{kind}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)"""
+model = AutoModelFor{kind}.from_pretrained("{folder}", trust_remote_code=True)"""
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate(
             for name, by_split in counted["tasks"].items()
         },
         forecast=forecast,
-        load_snippet=LOAD_SNIPPET.format(folder=Path(model).name),
+        load_snippet=LOAD_SNIPPET.format(folder=Path(model).name, kind="SequenceClassification"),
     )
     return evaluation
 
