@@ -1,7 +1,6 @@
 # `make demo` and `make test` do all their own set-up, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test test-slow lint clean
 

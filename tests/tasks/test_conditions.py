@@ -14,27 +14,31 @@ HIGH = "ICD10CM/I10"
 @pytest.mark.parametrize(
     ("coding", "groups"),
     [
-        *[(f"ICD10CM/{code}", "0") for code in ("I10", "I11.0", "I110", "I12.9", "I13", "I15.1")],
-        *[("ICD10CM/I16.1", "0"), ("ICD10CM/i10", "0"), ("ICD10/I10", "0"), ("ICD10GM/I10.90", "0")],
-        *[(f"ICD9CM/{code}", "0") for code in ("401", "401.9", "4019", "402.01", "403", "404", "40599")],
-        *[(f"ICD10CM/{code}", "1") for code in ("E86", "E86.0", "E860", "E87.1", "E876")],
-        *[(f"ICD9CM/{code}", "1") for code in ("276", "276.1", "2761")],
-        *[(f"ICD10CM/{code}", "2") for code in ("E78", "E78.5", "E785")],
-        *[(f"ICD9CM/{code}", "2") for code in ("272", "272.4", "2724")],
-        *[(f"SNOMED/{code}", "0") for code in ("38341003", "59621000")],
-        *[(f"SNOMED/{code}", "2") for code in ("55822004", "302870006")],
-        *[(f"ICD10CM/{code}", "") for code in ("I09", "I1", "I17", "I20", "E85.9", "E88", "E77", "E79")],
-        *[(f"ICD9CM/{code}", "") for code in ("400", "406", "40", "275.2", "277", "271", "273", "E860")],
-        ("ICD9CM/I10", ""),  # an edition's code in the other edition
-        ("ICD10CM/401.9", ""),
-        ("ICD10PCS/I10", ""),  # procedures
-        ("ICD9PCS/401", ""),
-        ("SNOMED/383410030", ""),  # whole codes only
-        ("SNOMED/3834100", ""),
-        ("LOCAL/I10", ""),
-        ("TEXT/hypertension", ""),
+        (f"{system}/{code}", groups)
+        for system, groups, codes in (
+            ("ICD10CM", "0", "I10 i10 I11.0 I110 I12.9 I13 I15.1 I16.1"),
+            ("ICD10", "0", "I10"),
+            ("ICD10GM", "0", "I10.90"),
+            ("ICD9CM", "0", "401 401.9 4019 402.01 403 404 40599"),
+            ("SNOMED", "0", "38341003 59621000"),
+            ("ICD10CM", "1", "E86 E86.0 E860 E87.1 E876"),
+            ("ICD9CM", "1", "276 276.1 2761"),
+            ("ICD10CM", "2", "E78 E78.5 E785"),
+            ("ICD9CM", "2", "272 272.4 2724"),
+            ("SNOMED", "2", "55822004 302870006"),
+            ("ICD10CM", "", "I09 I1 I17 I20 E85.9 E88 E77 E79"),
+            ("ICD9CM", "", "400 406 40 275.2 277 271 273 E860"),
+            ("ICD9CM", "", "I10"),  # a code of the other edition
+            ("ICD10CM", "", "401.9"),
+            ("ICD10PCS", "", "I10"),  # procedures
+            ("ICD9PCS", "", "401"),
+            ("SNOMED", "", "383410030 3834100"),  # whole codes only
+            ("LOCAL", "", "I10"),
+            ("TEXT", "", "hypertension"),
+        )
+        for code in codes.split()
     ],
-)  # fmt: skip
+)
 def test_codes(ask, coding, groups):
     for group in "012":
         found = ask(f"condition_{group}", STAY, codes=[("2020-01-05T08:00", "s0", coding)])

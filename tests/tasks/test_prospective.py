@@ -117,7 +117,9 @@ def test_a_part_never_moves_the_discharge(ask):
 
 
 @pytest.mark.parametrize("task", ["mortality", "readmission"])
-@pytest.mark.parametrize(("end", "kept"), [("2020-02-09T12:00", True), ("2020-02-09T11:59:59.999999", False)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    ("end", "kept"), [("2020-02-09T12:00", True), ("2020-02-09T11:59:59.999999", False)]
+)
 def test_thirty_days_of_follow_up_outcome_seen_or_not(ask, task, end, kept):
     for more in ({}, {"death": "2020-01-15T08:00"}):
         found = ask(task, STAY, follow_up_end=end, **more)

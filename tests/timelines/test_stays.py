@@ -220,6 +220,14 @@ def test_a_later_stay_shows_that_an_end_is_missing_and_it_is_guessed(e, made):
     assert counts == {"encounter_end_missing": 1}
 
 
+def test_of_two_stays_that_began_together_without_ends_both_are_over(e, stays):
+    a = e("a", "IMP", "2015-01-02T08:00", None)
+    b = e("b", "IMP", "2015-01-02T08:00", None)
+    later = e("c", "IMP", "2015-06-02T08:00", "2015-06-05T08:00")
+    found = stays(a, b, later, events=[("2015-01-03T08:00", "a"), ("2015-01-04T08:00", "b")])
+    assert found[0] == ("2015-01-02T08:00", "2015-01-04T08:00", "ab")
+
+
 def test_an_emergency_visit_without_an_end_is_as_long_as_it_is_known_to_be(e, stays):
     """Its length was once counted until the record's last moment, years later."""
     visit = e("a", "EMER", "2015-01-02T08:00", None)

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, load_from_disk
 
 from ehrmamba_hf.corpus.prepare import LABELS_FILE, REPORT_FILE, TOKENIZER_FOLDER
+from ehrmamba_hf.corpus.storage import SEQUENCE_SCHEMA
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
 from ehrmamba_hf.tokenization.grammar_ehrmamba import COLUMNS, fit
@@ -48,7 +49,7 @@ class TaskExamples(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, to within the one that a prompt may append."""
+        """Tokens of each stored input; a prompt can make it one longer or two shorter."""
         return np.asarray(self.inputs["length"])[self.rows]
 
 
@@ -123,5 +124,6 @@ def _split(folder: Path, dataset: str, split: str) -> Dataset:
         raise InputError(f"{folder}: expected a data folder with {REPORT_FILE}, found none")
     splits = load_from_disk(str(folder / dataset))
     if split not in splits:
-        return Dataset.from_dict({})
+        features = Features.from_arrow_schema(SEQUENCE_SCHEMA)
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     return splits[split]

@@ -1,9 +1,17 @@
 """Sequences in Arrow files: a row a sequence, a column an attribute, as the model takes them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
+from datasets import (
+    Dataset,
+    DatasetDict,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from ehrmamba_hf.tokenization.grammar_ehrmamba import COLUMNS, Columns
 
@@ -67,7 +75,20 @@ def save_datasets(folder: Path, writer: SequenceWriter) -> None:
             for (name, split), file in sorted(files.items())
             if name == dataset
         }
-        DatasetDict(splits).save_to_disk(str(folder / dataset))
+        with _without_bars():
+            DatasetDict(splits).save_to_disk(str(folder / dataset))
     for file in files.values():
         file.unlink()
     writer.folder.rmdir()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    # One bar a split of some thousand rows says nothing, and fills the logs of a batch job.
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

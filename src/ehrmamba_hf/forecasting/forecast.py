@@ -81,7 +81,9 @@ def forecast(
         )
     set_seed(seed)
     prompt = tokenizer.pad({k: [v] for k, v in columns.items()}, return_tensors="pt")
-    settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, **generation}
+    # transformers would keep the 50 likeliest tokens only, if not told otherwise.
+    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
+    settings = {**sampling, **generation}
     never = [i for i, kind in enumerate(tokenizer.token_types) if kind in NEVER_IN_A_RECORD]
     never += [tokenizer.mask_token_id, tokenizer.unk_token_id]
     with torch.inference_mode():

@@ -56,10 +56,10 @@ def iter_records(
         batch = batch.filter(pc.is_valid(batch["time"]))
         if only is not None:
             batch = batch.filter(
-                pc.is_in(batch["subject_id"], value_set=pa.array(only, pa.int64()))
+                pc.is_in(batch["subject_id"], value_set=pa.array(list(only), pa.int64()))
             )
         diagnoses = _diagnoses(batch.filter(pc.equal(batch["category"], "condition")))
-        wanted = pc.is_in(batch["category"], value_set=pa.array(sorted(categories)))
+        wanted = pc.is_in(batch["category"], value_set=pa.array(sorted(categories), pa.string()))
         for subject_id, events in _slices(batch.filter(wanted)):
             waiting.pop(subject_id)
             yield _record(

@@ -82,7 +82,7 @@ def build_visits(
     others: list[_Seen] = []
     # Backwards, since it takes a later stay to tell that an encounter without an end is over.
     for root, parts in reversed(_families(encounters, at, counts)):
-        superseded = bool(stays) and root.start < stays[-1].visit.start
+        superseded = bool(stays) and root.start < stays[0].visit.start
         seen = _look(root, parts, at, superseded, last_reference, rules)
         if seen.visit.end_is_guess and root.end is None:
             counts["encounter_end_missing"] += 1

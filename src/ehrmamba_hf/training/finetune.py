@@ -59,9 +59,7 @@ def finetune(
     }
     return run_training(
         out,
-        build=lambda: EHRMambaForSequenceClassification.from_pretrained(
-            str(model), num_labels=1, forecasting_loss_weight=weight
-        ),
+        build=lambda: _classifier(Path(model), weight),
         tokenizer=tokenizer,
         arguments=arguments,
         train=examples["finetune"],
@@ -74,3 +72,13 @@ def finetune(
             "forecasting_loss_weight": weight,
         },
     )
+
+
+def _classifier(folder: Path, weight: float) -> EHRMambaForSequenceClassification:
+    network = EHRMambaForSequenceClassification.from_pretrained(
+        str(folder), num_labels=1, forecasting_loss_weight=weight
+    )
+    if not weight and not network.config.tie_word_embeddings:
+        # Loading lets every parameter train, and distributed training waits for all that do.
+        network.lm_head.requires_grad_(False)
+    return network

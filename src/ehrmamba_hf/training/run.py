@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,14 @@ def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
         "disable_tqdm": not sys.stderr.isatty(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    fractions = {f.name for f in fields(TrainingArguments) if isinstance(f.default, float)}
     try:
-        return TrainingArguments(output_dir=str(folder), **{**local, **settings})
+        # YAML reads 1e-3, which has no dot, as text.
+        read: dict[str, Any] = {
+            name: float(value) if name in fractions and isinstance(value, str) else value
+            for name, value in settings.items()
+        }
+        return TrainingArguments(output_dir=str(folder), **{**local, **read})
     except (TypeError, ValueError) as error:
         raise InputError(f"training arguments: {error}") from None
 
