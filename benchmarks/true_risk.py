@@ -32,6 +32,7 @@ from ehrmamba_hf.tokenization.grammar_ehrmamba import SPECIAL_TOKENS
 from ehrmamba_hf.training import finetune, pretrain
 
 BASELINE = "gradient boosting"
+FOLDERS = {"finetune": "data", "finetune_validation": "data", "test": "judged"}
 
 
 def boosting(train: TaskExamples, test: TaskExamples, vocab_size: int) -> pa.Table:
@@ -75,7 +76,8 @@ def main() -> None:
     start = time.perf_counter()
     seen = hospital(work, "seen", arguments.train, 1)
     unseen = hospital(work, "unseen", arguments.test, 2)
-    prepare(seen, work / "data", config.prepare, progress=False)
+    shares = SplitRules(pretrain=0.4, finetune=0.6)  # nobody is kept for testing: others are judged
+    prepare(seen, work / "data", replace(config.prepare, splits=shares), progress=False)
     tokenizer = load_tokenizer(work / "data")
     everybody = replace(config.prepare, splits=SplitRules(pretrain=0.0, finetune=0.0))
     prepare(unseen, work / "judged", everybody, tokenizer=tokenizer, progress=False)
@@ -86,11 +88,7 @@ def main() -> None:
     classifier = load_classifier(mpf)
     examples = {
         name: load_examples(work / folder, name, tokenizer=tokenizer)
-        for name, folder in (
-            ("finetune", "data"),
-            ("finetune_validation", "data"),
-            ("test", "judged"),
-        )
+        for name, folder in FOLDERS.items()
     }
     predictions = {name: score(classifier, tokenizer, examples[name]) for name in examples}
     evaluation = evaluate_predictions(

@@ -41,7 +41,9 @@ def main() -> None:
     try:
         app()
     except EHRMambaError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False).print(
+            f"error: {error}", style="red", markup=False, soft_wrap=True
+        )
         sys.exit(1)
 
 
@@ -148,6 +150,10 @@ def finetune(
     model: Annotated[Path, typer.Option(help="Pretrained model's folder.")],
     out: Out,
     tasks: Tasks = None,
+    forecasting_loss_weight: Annotated[
+        float | None,
+        typer.Option(help="Default 0.1; the paper's is 0."),
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Finetune one model for all tasks (Multitask Prompted Finetuning).
@@ -158,6 +164,8 @@ def finetune(
     from ehrmamba_hf.training import finetune as run
 
     training = {**load_config(config).finetune, **_training_flags(context.args)}
+    if forecasting_loss_weight is not None:
+        training["forecasting_loss_weight"] = forecasting_loss_weight
     run(data, model, out, tasks=_names(tasks), training=training)
     typer.echo(f"finetuned model in {out}")
 

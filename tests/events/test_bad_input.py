@@ -117,6 +117,7 @@ def test_a_patient_with_thirty_thousand_events(run, resource):
         ("a.ndjson", b'{"resourceType": "Device"}', "found 1 records"),
         ("a.ndjson.gz", gzip.compress(b"x" * 100)[:-20], "cut-off"),
     ],
+    ids=["none", "other", "empty", "no json", "no fhir", "no patient", "cut off"],
 )
 def test_where_nothing_can_be_done_it_is_an_error_and_nothing_is_left(
     tmp_path, name, content, message

@@ -155,10 +155,22 @@ def test_a_token_needs_min_patients(write_events: Writer) -> None:
 
 
 def test_a_value_that_is_not_a_number_supports_no_bin(write_events: Writer) -> None:
-    rows = [*labs("LOINC/1", range(20)), row(3, "LOINC/1", np.nan), row(4, "LOINC/1", np.inf)]
-    tokenizer = fit(write_events("events", rows), patients=range(5), min_patients=4)
-    # Patients 0, 1, 2 have every bin; infinity is in the highest, not-a-number in none.
-    assert ordinary(tokenizer) == ["LOINC/1", "LOINC/1//Q5"]
+    # Values 0 to 14 of patients 0, 1, 2 in turn; 15 to 19 of patients 0 and 1 only.
+    rows = [row(i % 3 if i < 15 else i % 2, "LOINC/1", float(i)) for i in range(20)]
+    rows.append(row(3, "LOINC/1", np.nan))
+    four = [f"LOINC/1//Q{k}" for k in range(1, 5)]
+    events = write_events("events", rows)
+    assert ordinary(fit(events, patients=range(5), min_patients=3)) == ["LOINC/1", *four]
+    rows.append(row(4, "LOINC/1", np.inf))  # infinity is in the highest bin, but moves no edge
+    events = write_events("again", rows)
+    five = ordinary(fit(events, patients=range(5), min_patients=3))
+    assert five == ["LOINC/1", *four, "LOINC/1//Q5"]
+
+
+def test_bins_need_min_patients_too(write_events: Writer) -> None:
+    events = write_events("events", labs("LOINC/1", range(20)))  # of patients 0, 1, 2 in turn
+    assert fit(events, min_patients=3).bins
+    assert not fit(events, min_patients=4).bins  # the edges would be these patients' own values
 
 
 def test_the_type_is_the_one_that_the_code_has_most_often(write_events: Writer) -> None:

@@ -4,9 +4,10 @@ from collections import Counter
 
 import numpy as np
 
+from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.timelines import Record, VisitRules, timeline
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
-from ehrmamba_hf.tokenization.grammar_ehrmamba import UNK, Columns, EncodedVisit
+from ehrmamba_hf.tokenization.grammar_ehrmamba import UNK, Columns, EncodedVisit, microseconds
 
 
 class RecordEncoder:
@@ -44,6 +45,21 @@ class RecordEncoder:
             totals[system] += 1
             if token_id == UNK:
                 systems[system] += 1
+
+
+def index_time(text: str | None) -> int | None:
+    """An index time that a user gave, in microseconds.
+
+    Raises:
+        InputError: it is not an ISO time.
+
+    >>> index_time("1970-01-01T00:00:01"), index_time(None)
+    (1000000, None)
+    """
+    try:
+        return microseconds(text or None)
+    except ValueError:
+        raise InputError(f"at: expected an ISO time, found {text}") from None
 
 
 def sample_stays(subject_id: int, count: int, most: int, seed: int) -> set[int]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from ehrmamba_hf.corpus.encode import RecordEncoder
+from ehrmamba_hf.corpus.encode import RecordEncoder, index_time
 from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.evaluation.scoring import chunks, load_classifier, probabilities
@@ -19,7 +19,7 @@ from ehrmamba_hf.tasks import Case, Excluded, Task, registered
 from ehrmamba_hf.timelines import Record, VisitRules, iter_records, stays_of
 from ehrmamba_hf.timelines.record import NEVER
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
-from ehrmamba_hf.tokenization.grammar_ehrmamba import fit, microseconds
+from ehrmamba_hf.tokenization.grammar_ehrmamba import fit
 
 PATIENT_SCHEMA = pa.schema(
     [
@@ -53,7 +53,7 @@ def predict(
     Args:
         model: a finetuned model's folder.
         events: an events folder.
-        out: the Parquet file to be (PATIENT_SCHEMA); None of the rows is left out.
+        out: the Parquet file to be (PATIENT_SCHEMA); no patient is left out.
         tasks: names of tasks; all that the model knows by default.
         at: an ISO time; nothing after it is looked at.
         rules: what counts as a visit; as in `prepare`.
@@ -66,7 +66,8 @@ def predict(
         raise InputError(f"tasks: expected some of {list(tokenizer.task_tokens)}, found {unknown}")
     known = {task.name: task for task in registered()}
     asked = [(name, known.get(name)) for name in names]
-    moment = _moment(at)
+    given = index_time(at)
+    moment = NEVER if given is None else given
     total = read_subjects(Path(events)).num_rows
     records = track(
         iter_records(Path(events), tokenizer.categories),
@@ -88,14 +89,6 @@ def predict(
     with staged_file(out) as file:
         pq.write_table(table, file)
     return table
-
-
-def _moment(at: str | None) -> int:
-    try:
-        moment = microseconds(at or None)
-    except ValueError:
-        raise InputError(f"at: expected an ISO time, found {at}") from None
-    return NEVER if moment is None else moment
 
 
 def _questions(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ehrmamba_hf.corpus.encode import RecordEncoder
+from ehrmamba_hf.corpus.encode import RecordEncoder, index_time
 from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.modeling import EHRMambaForCausalLM
 from ehrmamba_hf.timelines import Record, VisitRules, iter_records
-from ehrmamba_hf.tokenization.grammar_ehrmamba import TYPE_ID, microseconds
+from ehrmamba_hf.tokenization.grammar_ehrmamba import TYPE_ID
 
 NEVER_IN_A_RECORD = {TYPE_ID[name] for name in ("PAD", "CLS", "task")}
 
@@ -69,7 +69,7 @@ def forecast(
     tokenizer = load_tokenizer(model)
     record = _record(Path(events), subject, tokenizer.categories)
     encoder = RecordEncoder(record, tokenizer, rules or VisitRules())
-    columns = encoder.columns(microseconds(at) if at else None)
+    columns = encoder.columns(index_time(at))
     if len(columns["input_ids"]) == 1:
         raise InputError("forecast: expected a patient with events, found none")
     network = EHRMambaForCausalLM.from_pretrained(str(model)).eval()

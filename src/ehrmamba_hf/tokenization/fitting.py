@@ -34,7 +34,9 @@ select code, unit, list_sort(list_distinct(list_filter(quantile_disc(numeric_val
        lambda e: e < highest))) as edges
 from (select *, max(numeric_value) over (partition by code, unit) as highest from fitted
       where isfinite(numeric_value) and category in (select unnest($binned)))
-group by code, unit, highest having count(*) >= {min_values} order by code, unit
+group by code, unit, highest
+having count(*) >= {min_values} and count(distinct subject_id) >= {min_patients}
+order by code, unit
 """
 _TOKENS = """
 with tokens as (
@@ -60,9 +62,9 @@ def fit_tokenizer(
     """A tokenizer whose bins, vocabulary and token types come from some patients alone.
 
     Bins are quintiles per (code, unit) by the inverted distribution function over float32 values,
-    where there are at least 20; a value equal to an edge goes below, and tied edges merge bins. A
-    token enters the vocabulary if at least `min_patients` patients have it, so that no rare code
-    points at a person; the bare code stands behind its bins.
+    where there are at least 20, of at least `min_patients` patients; a value equal to an edge goes
+    below, and tied edges merge bins. A token enters the vocabulary if at least `min_patients`
+    patients have it, so that no rare code points at a person; the bare code stands behind its bins.
 
     Args:
         events: an events folder.
@@ -81,7 +83,9 @@ def fit_tokenizer(
         files = str(events / DATA_FOLDER / "**" / "*.parquet")
         view = _EVENTS.replace("$files", _text(files)).replace("$categories", _texts(categories))
         db.execute(view)
-        statement = _BINS.format(quantiles=list(QUANTILES), min_values=MIN_VALUES)
+        statement = _BINS.format(
+            quantiles=list(QUANTILES), min_values=MIN_VALUES, min_patients=int(min_patients)
+        )
         db.execute(
             f"create temp table bins as {statement.replace('$binned', _texts(BINNED_CATEGORIES))}"
         )
