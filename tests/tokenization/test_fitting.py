@@ -168,9 +168,11 @@ def test_a_value_that_is_not_a_number_supports_no_bin(write_events: Writer) -> N
 
 
 def test_bins_need_min_patients_too(write_events: Writer) -> None:
-    events = write_events("events", labs("LOINC/1", range(20)))  # of patients 0, 1, 2 in turn
-    assert fit(events, min_patients=3).bins
-    assert not fit(events, min_patients=4).bins  # the edges would be these patients' own values
+    # 20 values of patients 0, 1, 2 in turn; patient 3 has the code without a value.
+    events = write_events("events", [*labs("LOINC/1", range(20)), row(3, "LOINC/1")])
+    patients = range(4)
+    assert fit(events, patients=patients, min_patients=3).bins
+    assert not fit(events, patients=patients, min_patients=4).bins  # they'd tell of three patients
 
 
 def test_the_type_is_the_one_that_the_code_has_most_often(write_events: Writer) -> None:
