@@ -2,9 +2,8 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ SOURCES = Path(tokenization_ehrmamba.__file__).parent
 
 LOADER = """
 import json, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ehrmamba_hf":
-            raise ImportError("the package is not to be needed")
-
-sys.meta_path.insert(0, Blocked())
 from transformers import AutoTokenizer
 
 folder, again, request = sys.argv[1:]
@@ -35,22 +27,11 @@ for place in (folder, again):
 """
 
 
-def run(folder: Path, request: dict[str, Any], home: Path) -> list[Any]:
-    arguments = [str(folder), str(home / "again"), json.dumps(request)]
-    result = subprocess.run(
-        [sys.executable, "-c", LOADER, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=home,
-        env=os.environ | {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
 def test_a_saved_tokenizer_needs_no_package(
-    tokenizer: EHRMambaTokenizer, patient: dict[str, Any], tmp_path: Path
+    tokenizer: EHRMambaTokenizer,
+    patient: dict[str, Any],
+    without_package: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     tokenizer.task_tokens["sepsis"] = "[TASK_0]"
     own = EHRMambaTokenizer(
@@ -68,7 +49,9 @@ def test_a_saved_tokenizer_needs_no_package(
     options = {"task": "sepsis", "truncation": True, "at": "2019-03-20T18:00"}
     expected = dict(own(patients, padding=True, **options))
     text = own.readable(expected["input_ids"][0])
-    first, again = run(tmp_path / "model", {"patients": patients, "options": options}, tmp_path)
+    request = json.dumps({"patients": patients, "options": options})
+    output = without_package(LOADER, tmp_path / "model", tmp_path / "again", request)
+    first, again = map(json.loads, output.splitlines())
     assert first == again == [expected, text, own.vocab, own.task_tokens]
     assert len(expected["input_ids"][0]) == 9 and expected["attention_mask"][1][0] == 0
 
