@@ -13,7 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.progress import track
+from tqdm import tqdm
 
 from ehrmamba_hf.corpus.encode import RecordEncoder, sample_stays
 from ehrmamba_hf.corpus.storage import DATASETS, SequenceWriter, save_datasets
@@ -167,13 +167,8 @@ def prepare(
         writer = SequenceWriter(folder)
         labels: list[tuple] = []
         records = iter_records(events, tokenizer.categories)
-        for record in track(
-            records,
-            "prepare",
-            total=subjects.num_rows,
-            disable=not progress,
-            transient=True,
-        ):
+        bar = {"desc": "prepare", "unit": " patients", "leave": False, "disable": not progress}
+        for record in tqdm(records, total=subjects.num_rows, **bar):
             _prepare_record(
                 record, tasks, tokenizer, settings, follow_up_end, writer, labels, tally
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
+from tqdm import tqdm
 
 from ehrmamba_hf.corpus.encode import RecordEncoder, index_time
 from ehrmamba_hf.corpus.examples import load_tokenizer
@@ -69,13 +69,8 @@ def predict(
     given = index_time(at)
     moment = NEVER if given is None else given
     total = read_subjects(Path(events)).num_rows
-    records = track(
-        iter_records(Path(events), tokenizer.categories),
-        "predict",
-        total=total,
-        disable=not progress,
-        transient=True,
-    )
+    bar = {"desc": "predict", "unit": " patients", "leave": False, "disable": not progress}
+    records = tqdm(iter_records(Path(events), tokenizer.categories), total=total, **bar)
     tables = [PATIENT_SCHEMA.empty_table()]
     for chunk in chunks(_questions(records, asked, tokenizer, rules or VisitRules(), moment), 1024):
         lengths = [len(columns["input_ids"]) for *_, columns in chunk]

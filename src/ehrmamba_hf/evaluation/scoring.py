@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from rich.progress import track
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ehrmamba_hf.corpus import TaskExamples
@@ -50,7 +50,7 @@ def probabilities(
     """
     result = np.zeros(len(lengths))
     batches = np.array_split(np.argsort(lengths, kind="stable"), -(-len(lengths) // batch_size))
-    for batch in track(batches, "score", disable=not progress, transient=True):
+    for batch in tqdm(batches, "score", unit=" batches", leave=False, disable=not progress):
         features = [{k: v for k, v in rows[int(i)].items() if k != "labels"} for i in batch]
         inputs = tokenizer.pad(features, return_tensors="pt").to(model.device)
         result[batch] = torch.sigmoid(model(**inputs).logits[:, 0].float()).cpu().numpy()

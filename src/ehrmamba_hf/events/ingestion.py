@@ -16,7 +16,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.assemble import Assembly
@@ -150,7 +157,10 @@ def _read_task(
 @contextmanager
 def _progress_bar(files: list[Path], *, shown: bool) -> Iterator[Advance]:
     console = Console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        *(TextColumn("ingest"), BarColumn(), DownloadColumn()),
+        *(TransferSpeedColumn(), TimeRemainingColumn()),
+    )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("reading", total=sum(file.stat().st_size for file in files))
         yield lambda read: bar.advance(task, read)

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
+from tqdm import tqdm
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.fhir.identity import subject_id
@@ -90,7 +90,7 @@ def _write(folder: Path, patients: int, seed: int, progress: bool) -> pa.Table:
     with ExitStack() as stack:
         files = {n: stack.enter_context((folder / f"{n}.ndjson").open("wb")) for n in KINDS}
         files["Medication"].write(encoder.encode_lines(list(MEDICATIONS.values())))
-        for i in track(range(patients), "simulate", disable=not progress):
+        for i in tqdm(range(patients), "simulate", unit=" patients", disable=not progress):
             rng = np.random.default_rng((seed, i))
             patient, course = str(UUID(bytes=rng.bytes(16), version=4)), Course(rng)
             resources = defaultdict(list)
