@@ -71,18 +71,22 @@ def _names(tasks: str | None) -> list[str] | None:
 @app.command()
 def simulate(
     out: Out,
-    patients: Annotated[int, typer.Option(min=1, help="How many patients.")] = 2000,
-    seed: Annotated[int, typer.Option(help="The same seed, the same hospital.")] = 1,
+    patients: Annotated[
+        int | None, typer.Option(min=1, help="How many.", show_default="2000")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, the same hospital.", show_default="1")
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Make a synthetic hospital: FHIR NDJSON, and the true risks beside it."""
-    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.config import load_config, with_flags
     from ehrmamba_hf.simulation import simulate as run
     from ehrmamba_hf.simulation import true_risks_path
 
-    load_config(config)
-    run(out, patients=patients, seed=seed, progress=_progress())
-    typer.echo(f"{patients} patients in {out}, their true risks in {true_risks_path(out)}")
+    given = with_flags(load_config(config).simulate, patients=patients, seed=seed)
+    run(out, patients=given.patients, seed=given.seed, progress=_progress())
+    typer.echo(f"{given.patients} patients in {out}, their true risks in {true_risks_path(out)}")
 
 
 @app.command()
@@ -90,15 +94,17 @@ def ingest(
     fhir: Annotated[Path, typer.Argument(help="Folder of FHIR NDJSON or Bundles, or one file.")],
     out: Out,
     timezone: Timezone = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one per CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one per CPU")
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Read FHIR into MEDS-shaped Parquet, with report.json and rejects.ndjson."""
-    from ehrmamba_hf.config import load_config
+    from ehrmamba_hf.config import load_config, with_flags
     from ehrmamba_hf.events import ingest as run
 
-    load_config(config)
-    report = run(fhir, out, timezone=timezone, workers=workers, progress=_progress())
+    given = with_flags(load_config(config).ingest, timezone=timezone, workers=workers)
+    report = run(fhir, out, timezone=given.timezone, workers=given.workers, progress=_progress())
     typer.echo(report.summary())
 
 
@@ -132,7 +138,9 @@ def prepare(
 def pretrain(context: typer.Context, data: Data, out: Out, config: ConfigFile = None) -> None:
     """Pretrain by next-token prediction.
 
-    Every field of transformers' TrainingArguments is a flag, for example --num_train_epochs 5.
+    Defaults are the paper's: 15 epochs, batches of 44, learning rate 5e-5 with linear warm-up over
+    10 % and linear decay, AdamW; a model of 32 blocks of width 768 (in the config: `model`). Every
+    field of transformers' TrainingArguments is a flag, for example --num_train_epochs 5.
     """
     from ehrmamba_hf.config import load_config
     from ehrmamba_hf.training import pretrain as run
@@ -152,13 +160,15 @@ def finetune(
     tasks: Tasks = None,
     forecasting_loss_weight: Annotated[
         float | None,
-        typer.Option(help="Default 0.1; the paper's is 0."),
+        typer.Option(help="The paper's is 0.", show_default="0.1"),
     ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Finetune one model for all tasks (Multitask Prompted Finetuning).
 
-    Every field of transformers' TrainingArguments is a flag, for example --learning_rate 1e-4.
+    Defaults are the paper's: 6 epochs, batches of 64, learning rate 5e-5 with linear warm-up over
+    10 % and linear decay, AdamW. Every field of transformers' TrainingArguments is a flag, for
+    example --learning_rate 1e-4.
     """
     from ehrmamba_hf.config import load_config
     from ehrmamba_hf.training import finetune as run
@@ -186,9 +196,14 @@ def evaluate(
     from ehrmamba_hf.evaluation import evaluate as run
     from ehrmamba_hf.evaluation import metrics_table
 
-    load_config(config)
     evaluation = run(
-        data, model, out, tasks=_names(tasks), true_risks=true_risks, progress=_progress()
+        data,
+        model,
+        out,
+        tasks=_names(tasks),
+        true_risks=true_risks,
+        resamples=load_config(config).evaluate.resamples,
+        progress=_progress(),
     )
     Console().print(metrics_table(evaluation))
     typer.echo(f"report in {out / 'report.html'}")
@@ -217,18 +232,25 @@ def forecast(
     model: Annotated[Path, typer.Argument(help="Model's folder.")],
     events: EventsOption,
     subject: Annotated[str, typer.Option(help="subject_id, or the id at the source.")],
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens.")] = 32,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens.", show_default="32")
+    ] = None,
     at: At = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default="0")] = None,
     config: ConfigFile = None,
 ) -> None:
     """Continue one patient's record, token by token."""
-    from ehrmamba_hf.config import load_config
+    from msgspec.structs import asdict
+
+    from ehrmamba_hf.config import load_config, with_flags
     from ehrmamba_hf.forecasting import forecast as run
     from ehrmamba_hf.forecasting import forecast_lines
 
-    rules = load_config(config).prepare.visits
-    events_ahead = run(model, events, subject, tokens=tokens, at=at, seed=seed, rules=rules)
+    settings = load_config(config)
+    given = with_flags(settings.forecast, tokens=tokens, seed=seed)
+    events_ahead = run(
+        model, events, subject, at=at, rules=settings.prepare.visits, **asdict(given)
+    )
     typer.echo("\n".join(forecast_lines(events_ahead)))
 
 

@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -11,20 +11,62 @@ from ehrmamba_hf.corpus import PrepareSettings
 from ehrmamba_hf.errors import InputError
 
 
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section whose fields are a command's flags; a flag that is given wins."""
+
+
+class SimulateSettings(_Section, frozen=True):
+    patients: int = 2000
+    seed: int = 1
+
+
+class IngestSettings(_Section, frozen=True):
+    timezone: str | None = None
+    workers: int | None = None
+
+
+class EvaluateSettings(_Section, frozen=True):
+    resamples: int = 500
+
+
+class ForecastSettings(_Section, frozen=True):
+    tokens: int = 32
+    seed: int = 0
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The sections of a config file; every one may be left out.
 
     Attributes:
-        prepare: see `PrepareSettings`.
+        simulate, ingest, evaluate, forecast: flags of these commands.
+        prepare: see `PrepareSettings`; `visits` holds for predict and forecast too.
         model: fields of `EHRMambaConfig`.
         pretrain: fields of transformers' `TrainingArguments`.
         finetune: likewise, and `forecasting_loss_weight`.
     """
 
+    simulate: SimulateSettings = SimulateSettings()
+    ingest: IngestSettings = IngestSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    forecast: ForecastSettings = ForecastSettings()
     prepare: PrepareSettings = PrepareSettings()
     model: dict[str, Any] = {}
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
+
+
+Section = TypeVar("Section", bound=_Section)
+
+
+def with_flags(section: Section, **flags: Any) -> Section:
+    """A section with the flags that were given in place of its own values.
+
+    >>> with_flags(SimulateSettings(patients=10), patients=None, seed=3)
+    SimulateSettings(patients=10, seed=3)
+    """
+    return msgspec.structs.replace(section, **{k: v for k, v in flags.items() if v is not None})
 
 
 def load_config(name: str | None) -> Config:
