@@ -171,8 +171,10 @@ def test_what_cannot_be_resolved_is_counted(run, hospital, resource):
     extra = [
         resource("Observation", "o8", subject=elsewhere, code={"text": "x"}, issued="2019"),
         resource("MedicationRequest", "q8", medicationReference=drug, authoredOn="2019"),
-        resource("Encounter", "e8", subject=elsewhere, period={"start": "2019"}),
-        resource("Encounter", "e9", period={"start": "2019"}, partOf={"reference": "Encounter/0"}),
+        resource("Encounter", "e8", subject=elsewhere, period={"start": "2019-03-01"}),
+        resource(
+            "Encounter", "e9", period={"start": "2019-03-01"}, partOf={"reference": "Encounter/0"}
+        ),
         resource(
             "Procedure",
             "r8",

@@ -62,6 +62,17 @@ def test_a_prompt_is_continued_from_its_last_visit() -> None:
     assert columns["token_type_ids"].tolist() == [[2, 7, 3, 4, 5, 2, 9, 5, 2]]
 
 
+def test_past_the_last_visit_order_segments_go_on_alternating() -> None:
+    # The 513th and 514th visits both have the order 512, and the segments 1 and 2.
+    given = {
+        "visit_segments": torch.tensor([[1, 1, 0, 2, 2, 0], [2, 2, 0, 1, 1, 0]]),
+        "visit_orders": torch.tensor([[512, 512, 0, 512, 512, 0]] * 2),
+    }
+    columns = derive([[4, 41, 7, 4, 41, 7, 4, 41, 5, 6, 7, 4]] * 2, **given)
+    assert columns["visit_segments"][:, 6:].tolist() == [[1, 1, 1, 1, 0, 2], [2, 2, 2, 2, 0, 1]]
+    assert (columns["visit_orders"][:, [6, 7, 8, 9, 11]] >= 512).all()
+
+
 def test_a_prompt_that_ends_inside_a_visit_stays_in_it() -> None:
     given = {
         "ages": torch.tensor([[40.0, 40.0]]),

@@ -135,6 +135,101 @@ def test_other_problem_types_are_as_in_transformers(
     torch.testing.assert_close(outputs.loss, expected(outputs.logits, targets))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_forecasting_loss_is_that_of_the_next_tokens_but_the_task(
+    side: str, tiny_config: Config, make_ids: Ids, pad_batch: Pad
+) -> None:
+    still = {"embedding_dropout": 0.0, "classifier_dropout": 0.0}
+    model = EHRMambaForSequenceClassification(tiny_config(forecasting_loss_weight=0.5, **still))
+    task = torch.tensor([25])
+    rows = [torch.cat([task, make_ids(n, n)[1:], task]) for n in (7, 12)]
+    ids, mask = pad_batch(rows, side)
+    ids = ids.masked_fill(mask == 0, 41)  # what padding holds does not matter where there is a mask
+    labels = torch.tensor([0.0, 1.0])
+    plain = model.eval()(ids, attention_mask=mask, labels=labels).loss
+    losses = []
+    for row in rows:
+        logits = model.lm_head(model.backbone(row[None]).last_hidden_state)[0, :-2]
+        losses.append(F.cross_entropy(logits, row[1:-1], reduction="none"))
+    found = model.train()(ids, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(found, plain + 0.5 * torch.cat(losses).mean(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ids", [[[25, 25]], [[25]], [[25, 0, 0]]])
+def test_patients_without_events_have_nothing_to_forecast(ids: list, tiny_config: Config) -> None:
+    # A batch of them had a mean over no token: NaN, and with it all weights.
+    model = EHRMambaForSequenceClassification(tiny_config(forecasting_loss_weight=0.1)).train()
+    loss = model(torch.tensor(ids), labels=torch.tensor([1.0])).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(w.grad.isfinite().all() for w in model.parameters() if w.grad is not None)
+
+
+@pytest.mark.parametrize(("weight", "tied"), [(0.0, False), (0.1, False), (0.0, True)])
+def test_a_language_head_without_a_loss_is_frozen_before_and_after_loading(
+    weight: float, tied: bool, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config(forecasting_loss_weight=weight, tie_word_embeddings=tied)
+    model = EHRMambaForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    loaded, _ = EHRMambaForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    again = EHRMambaForSequenceClassification.from_pretrained(tmp_path)
+    for found in (model, loaded, again):
+        assert found.lm_head.weight.requires_grad is (weight > 0 or tied)
+        assert found.classifier.out_proj.weight.requires_grad
+
+
+@pytest.mark.parametrize("cls", [EHRMambaForCausalLM, EHRMambaForSequenceClassification])
+def test_a_bfloat16_autocast_step_is_close_and_finite(
+    cls: type, tiny_config: Config, make_ids: Ids
+) -> None:
+    torch.manual_seed(0)
+    still = {"embedding_dropout": 0.0, "classifier_dropout": 0.0, "forecasting_loss_weight": 0.1}
+    model = cls(tiny_config(**still)).train()
+    ids = torch.stack([make_ids(30, seed) for seed in range(2)])
+    ids[0, 20:] = 0
+    labels = ids if cls is EHRMambaForCausalLM else torch.tensor([0.0, 1.0])
+    expected = model(ids, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=labels).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and abs(loss - expected) < 0.02 * expected
+    assert all(w.grad.isfinite().all() for w in model.parameters())
+
+
+def test_a_narrow_folder_loads_narrow_and_keeps_its_tables(
+    tiny_config: Config, make_ids: Ids, tmp_path: Path
+) -> None:
+    model = EHRMambaForSequenceClassification(tiny_config()).eval().to(torch.bfloat16)
+    model.set_token_types([9] * 19)
+    model.save_pretrained(tmp_path)
+    loaded = EHRMambaForSequenceClassification.from_pretrained(
+        tmp_path, dtype="auto", device_map="cpu"
+    ).eval()
+    tables = loaded.backbone.embeddings
+    assert loaded.dtype == torch.bfloat16
+    assert tables.token_type_table.dtype == torch.int8 and tables.token_type_table[41] == 9
+    assert tables.interval_days_table[8] == 10.5
+    ids = make_ids(30)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_a_finetuned_head_gives_way_to_one_of_other_labels(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    EHRMambaForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "one")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        EHRMambaForSequenceClassification.from_pretrained(tmp_path / "one", num_labels=3)
+    model = EHRMambaForSequenceClassification.from_pretrained(
+        tmp_path / "one", num_labels=3, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(tmp_path / "three")
+    loaded = EHRMambaForSequenceClassification.from_pretrained(tmp_path / "three")
+    assert loaded.num_labels == 3 and loaded.classifier.out_proj.weight.shape == (3, 24)
+
+
 def test_tied_weights_are_one_tensor_before_and_after_loading(
     tiny_config: Config, tmp_path: Path
 ) -> None:

@@ -51,6 +51,18 @@ def read(tmp_path: Path) -> Callable[..., list[Record]]:
     return of
 
 
+def test_a_disposition_of_death_is_a_death_without_a_date(read):
+    expired = {"dischargeDisposition": {"coding": [{"code": "7"}], "text": "Expired"}}
+    home = {"dischargeDisposition": {"text": "Home"}}
+    first = stay("a", "2020-01-02T08:00:00Z", "2020-01-05T18:00:00Z", hospitalization=home)
+    last = stay("b", "2020-01-12T08:00:00Z", "2020-01-15T18:00:00Z", hospitalization=expired)
+    (record,) = read(resource("Patient", "p"), first, last)
+    assert (record.deceased, record.death) == (True, None)
+    assert [e.died for e in record.encounters] == [False, True]
+    (record,) = read(resource("Patient", "p"), first)
+    assert not record.deceased
+
+
 def test_what_lies_after_a_death_is_cut_out_and_counted(read, made):
     (record,) = read(
         resource("Patient", "p", birthDate="1950-01-01", deceasedDateTime="2020-01-05T12:00:00Z"),

@@ -1,6 +1,7 @@
 """The tokenizer as transformers' users meet it: batches, padding, index times, collators, text."""
 
 import copy
+import pickle
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -299,3 +300,46 @@ def test_what_cannot_be_encoded(
 def test_what_is_no_tokenizer(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EHRMambaTokenizer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("patients", "sentence"),
+    [
+        (7, "patients: expected a dict or a list of dicts, found int"),
+        (None, "patients: expected a dict or a list of dicts, found none"),
+        ([1, 2], "a patient: expected a dict, found int"),
+        ({"visits": None}, "visits: expected a list of dicts, found none"),
+        ({"visits": {"start": "2020-01-01"}}, "visits: expected a list of dicts, found dict"),
+        ({"visits": ["2020-01-01"]}, "visits: expected a list of dicts, found str in it"),
+        (
+            {"visits": [{"start": "2020-01-01", "events": ["LOINC/2345-7"]}]},
+            "events: expected a list of dicts, found str in it",
+        ),
+        (
+            {"visits": [{"start": "2020-01-01", "events": [{"time": "2020-01-01"}]}]},
+            "an event: expected a code, found none",
+        ),
+        (
+            {"visits": [{"start": "2020-01-01", "events": [{"code": 5}]}]},
+            "an event: expected a code, found int",
+        ),
+    ],
+)
+def test_what_is_no_patient_is_named_but_not_shown(
+    tokenizer: EHRMambaTokenizer, patients: Any, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        tokenizer(patients)
+
+
+def test_a_second_patient_is_no_task(tokenizer: EHRMambaTokenizer, patient: Patient) -> None:
+    with pytest.raises(ValueError, match="task: expected a name, found dict"):
+        tokenizer(patient, patient)
+
+
+def test_a_pickled_tokenizer_is_the_same(tokenizer: EHRMambaTokenizer, patient: Patient) -> None:
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again(patient, task="mortality") == tokenizer(patient, task="mortality")
+    assert again.readable(range(again.vocab_size)) == tokenizer.readable(
+        range(tokenizer.vocab_size)
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from ehrmamba_hf.corpus import PrepareSettings, prepare
 from ehrmamba_hf.corpus.examples import load_tokenizer
@@ -55,6 +56,32 @@ def test_a_pretrained_folder(model: Path, data: Path) -> None:
     assert config["context_length"] == load_tokenizer(model).model_max_length == 48
     types = weights(model)["backbone.embeddings.token_type_table"]
     assert types.tolist() == tokenizer.token_types
+
+
+def test_a_model_folder_generates_with_states(model: Path, mpf: Path) -> None:
+    # The trainer turns the cache off for training; saved so, every forecast would start anew.
+    for folder in (model, mpf):
+        assert json.loads((folder / "config.json").read_text())["use_cache"] is True
+
+
+def test_workers_load_the_same_batches(
+    data: Path, model: Path, mpf: Path, steps: dict[str, Any], tmp_path: Path
+) -> None:
+    out = finetune(data, model, tmp_path / "mpf", training={**steps, "dataloader_num_workers": 2})
+    for name, tensor in weights(mpf).items():
+        assert torch.equal(weights(out)[name], tensor), name
+
+
+def test_the_text_classification_pipeline_takes_a_patient_and_a_task(mpf: Path) -> None:
+    tokenizer = load_tokenizer(mpf)
+    network = EHRMambaForSequenceClassification.from_pretrained(mpf).eval()
+    event = {"code": "LOINC/2345-7", "time": "2020-01-01T09:00"}
+    patient = {"birth": "1950-01-01", "visits": [{"start": "2020-01-01", "events": [event]}]}
+    with torch.no_grad():
+        logits = network(**tokenizer([patient], task="mortality", return_tensors="pt")).logits
+    classify = pipeline("text-classification", model=network, tokenizer=tokenizer)
+    found = classify({"patients": patient, "task": "mortality"})
+    assert found["score"] == pytest.approx(torch.sigmoid(logits).item(), abs=1e-6)
 
 
 def test_a_model_folder_holds_no_pickle_and_no_path(model: Path, mpf: Path) -> None:
@@ -168,6 +195,7 @@ def test_chosen_tasks_only(
         ({"learning_rate": "quick"}, r"training arguments: .*quick"),
         ({"eval_strategy": "often"}, r"training arguments: .*often"),
         ({"output_dir": "elsewhere"}, r"training arguments: .*output_dir"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: expected 0, found 0.1"),
     ],
 )
 def test_training_arguments_that_cannot_be(

@@ -54,8 +54,8 @@ def evaluate(
         resamples: bootstrap resamples of patients.
         progress: show progress bars.
     """
-    tokenizer = load_tokenizer(model)
-    if tokenizer.vocab != load_tokenizer(data).vocab:
+    tokenizer, of_data = load_tokenizer(model), load_tokenizer(data)
+    if (tokenizer.vocab, tokenizer.bins) != (of_data.vocab, of_data.bins):
         raise InputError(f"{data}: expected to be prepared with the tokenizer of {model}")
     classifier = load_classifier(model)
     tables = {

@@ -30,8 +30,12 @@ def load_classifier(folder: Path) -> EHRMambaForSequenceClassification:
     architecture = (model.config.architectures or ["?"])[0]
     if architecture != EHRMambaForSequenceClassification.__name__:
         raise InputError(f"{folder}: expected a finetuned model, found {architecture}")
+    if model.num_labels != 1:
+        raise InputError(
+            f"{folder}: expected one logit, shared by all tasks, found {model.num_labels} labels"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval()  # type: ignore[arg-type]
+    return model.to(device).eval()
 
 
 @torch.inference_mode()

@@ -71,7 +71,7 @@ ENCOUNTER_SCHEMA: Final = pa.schema(
         pa.field("start", TIME, nullable=False),
         pa.field("end", TIME),
         pa.field("class", pa.string()),
-        pa.field("disposition", pa.string()),
+        pa.field("disposition", pa.string()),  # its codes, displays and text, by "; "
         pa.field("source", pa.string(), nullable=False),  # "mimic" where known, else ""
     ]
 )

@@ -6,7 +6,7 @@ could have been known: never before what it was dated by is over, so that a date
 leaks nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import meds
@@ -29,6 +29,7 @@ from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
     Coding,
     Condition,
+    Disposition,
     Encounter,
     Extension,
     Measured,
@@ -63,6 +64,7 @@ OBSERVATION_EXCLUDED: Final = _NOT_TRUE | {"registered"}
 INTENT_EXCLUDED: Final = frozenset({"proposal", "option"})
 
 _RACE: Final = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race"
+_GERMAN_REASON: Final = "Entlassungsgrund"  # https://simplifier.net/basisprofil-de-r4
 _MIMIC: Final = ("http://mimic.mit.edu/", "http://fhir.mimic.mit.edu/")
 _BIRTH: Final = Concept(meds.birth_code, ())
 _DEATH: Final = Concept(meds.death_code, ())
@@ -93,14 +95,17 @@ def patient(resource: Patient, site: Site) -> Rows:
             death=dated.start if dated else None,
             death_is_date=dated is not None and (dated.precision == "day" or dated.midnight),
             deceased=died is not None or bool(resource.deceasedBoolean),
-            sex=resource.gender,
+            sex=resource.gender or None,
             race=_race(resource.extension or []),
         ),
     )
 
 
 def encounter(resource: Encounter, site: Site) -> Rows:
-    """An encounter, as long as it has a start; one that ends before it starts stays as written."""
+    """An encounter, as long as it has a start; one that ends before it starts stays as written.
+
+    A month or a year is no start or end that a length of stay could be taken from.
+    """
     expect_happened(resource.status, ENCOUNTER_EXCLUDED)
     patient_id = patient_of(resource.subject, site)
     period = resource.period or resource.actualPeriod or Period()
@@ -110,14 +115,16 @@ def encounter(resource: Encounter, site: Site) -> Rows:
         raise NotUsed("no period.start")
     discharge = resource.hospitalization or resource.admission
     disposition = discharge.dischargeDisposition if discharge else None
+    if start.precision not in ("day", "time"):
+        raise NotUsed("period.start without a day")
     return Rows(
         patient_id,
         encounter=EncounterRow(
             part_of=id_of(resource.partOf, site),
             start=start.start,
-            end=end.last if end else None,
+            end=end.last if end and end.precision in ("day", "time") else None,
             class_code=_class_code(resource.class_),
-            disposition=_plain_code(disposition),
+            disposition=_disposition(disposition),
             source="mimic" if _is_mimic(resource) else "",
         ),
     )
@@ -231,9 +238,10 @@ def medication_administration(resource: MedicationAdministration, site: Site) ->
 
 
 def observation(resource: Observation, site: Site) -> Rows:
-    """One event per component, and one of its own where it has a value or no components.
+    """One event per coded component, and one of its own where it has a value or no such component.
 
-    At the effective time, else when it was issued; available at the later of the two.
+    At the effective time (a period's start, else its end), else when it was issued; available at
+    the latest of these.
     """
     expect_happened(resource.status, OBSERVATION_EXCLUDED)
     patient_id = patient_of(resource.subject, site)
@@ -245,7 +253,7 @@ def observation(resource: Observation, site: Site) -> Rows:
         site,
     )
     issued = time_of(resource.issued, "issued", site)
-    start = _expect_time(start or issued)
+    start = _expect_time(start or end or issued)
     available = max(t.last for t in (start, end, issued) if t is not None)
     encounter_id = id_of(resource.encounter, site)
     end_time = end.last if end else None
@@ -257,15 +265,15 @@ def observation(resource: Observation, site: Site) -> Rows:
             start.start, kind, about, number, text, unit, end_time, available, encounter_id
         )
 
-    if not resource.component:
-        return Rows(patient_id, (event(resource, concept),))
-    events = [event(resource, concept)]
-    if events[0].numeric_value is None and events[0].text_value is None:
-        events.clear()
-    for index, part in enumerate(resource.component):
-        field = f"component[{index}]."
-        events.append(event(part, code_of(part.code, f"{field}code"), field))
-    return Rows(patient_id, tuple(events))
+    own = event(resource, concept)
+    parts = [
+        event(part, about, f"component[{index}].")
+        for index, part in enumerate(resource.component or ())
+        if part.code is not None and (about := concept_of(part.code)) is not None
+    ]
+    if parts and own.numeric_value is None and own.text_value is None:
+        return Rows(patient_id, tuple(parts))
+    return Rows(patient_id, (own, *parts))
 
 
 _CONVERT: Final[dict[type, Callable[[Any, Site], Rows]]] = {
@@ -302,10 +310,35 @@ def _plain_code(concept: CodeableConcept | None) -> str | None:
     return next((c.code for c in concept.coding or () if c.code), concept.text)
 
 
+def _disposition(disposition: Disposition | None) -> str | None:
+    """Every code, display and text of a discharge disposition, joined by "; ".
+
+    A hospital's own code stands first often enough, and only another term tells what it means. In
+    Germany's (paragraph 301 SGB V) 07 is death; in the American code set it is not.
+    """
+    if disposition is None:
+        return None
+    codings = [*(disposition.coding or ()), *_codings_within(disposition.extension or [])]
+    terms = [term for c in codings for term in (c.code, c.display)]
+    if any(_GERMAN_REASON in (c.system or "") and (c.code or "")[:2] == "07" for c in codings):
+        terms.append("exp")
+    return "; ".join(dict.fromkeys(filter(None, [*terms, disposition.text]))) or None
+
+
+def _codings_within(extensions: list[Extension]) -> Iterator[Coding]:
+    for extension in extensions:
+        if extension.valueCoding:
+            yield extension.valueCoding
+        yield from _codings_within(extension.extension or [])
+
+
 def _class_code(kind: Coding | list[CodeableConcept] | None) -> str | None:
+    """The class's code: of R5's several classes, HL7's before a hospital's own."""
     if isinstance(kind, Coding):
         return kind.code or kind.display
-    return next(filter(None, map(_plain_code, kind or ())), None)
+    codings = [c for concept in kind or () for c in concept.coding or () if c.code]
+    codings.sort(key=lambda c: not (c.system or "").endswith("v3-ActCode"))
+    return codings[0].code if codings else next((c.text for c in kind or () if c.text), None)
 
 
 def _is_mimic(resource: Encounter) -> bool:

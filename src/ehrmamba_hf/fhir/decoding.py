@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,8 @@ class Other(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(Clinical | Bundle)
 _peek = msgspec.json.Decoder(Other)
 _USED = {kind.__name__ for kind in Clinical.__args__} | {"Bundle"}
+_DISPENSABLE: Final = frozenset({"meta", "identifier", "extension", "gender"})
+"""Fields whose loss changes no event: where one is malformed, the rest of the record is used."""
 _TYPE_NAME = re.compile("[A-Z][A-Za-z]{2,63}")
 # "Expected `str | null`, got `int` - at `$.code.text`"
 _MISFIT = re.compile(r"(?:Expected `(?P<expected>[^`]+)`(?:, got `(?P<found>[^`]+)`)?)?.*?"
@@ -51,7 +53,7 @@ def decode(raw: bytes | msgspec.Raw) -> Clinical | Bundle | Other:
             raise _broken(error) from None
         raise Reject("resourceType", "a FHIR resource", "JSON that is not one") from None
     if other.resourceType in _USED:
-        raise _misfit(misfit, other.resourceType)
+        return _repaired(raw, misfit, other.resourceType)
     if not _TYPE_NAME.fullmatch(other.resourceType):
         raise Reject("resourceType", "a FHIR resource type", "another text")
     return other
@@ -96,6 +98,33 @@ def aliases_of(bundle: Bundle) -> dict[str, str]:
 
 def _holds_one(entry: Entry) -> bool:
     return bytes(memoryview(entry.resource)[:4]) not in (b"", b"null")
+
+
+def _repaired(raw: bytes | msgspec.Raw, misfit: str, kind: str) -> Clinical | Bundle:
+    """The resource without the nulls in its arrays and the odd fields that it can do without."""
+    try:
+        content = _without_nulls(msgspec.json.decode(raw))
+    except msgspec.DecodeError:
+        raise _misfit(misfit, kind) from None
+    except RecursionError as error:
+        raise _broken(error) from None
+    while True:
+        try:
+            return _decoder.decode(msgspec.json.encode(content))
+        except msgspec.ValidationError as error:
+            reject = _misfit(str(error), kind)
+        root = re.split(r"[.\[]", reject.field, maxsplit=1)[0]
+        if root not in _DISPENSABLE:
+            raise reject
+        del content[root]
+
+
+def _without_nulls(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_nulls(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nulls(item) for item in content if item is not None]
+    return content
 
 
 def _misfit(message: str, kind: str) -> Reject:

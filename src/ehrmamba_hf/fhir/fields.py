@@ -51,8 +51,8 @@ def id_of(reference: Reference | None, site: Site) -> str | None:
 
 
 def time_of(text: str | None, field: str, site: Site) -> Time | None:
-    """The Time of an optional date or time. Raises Reject where it is none."""
-    if text is None:
+    """The Time of an optional date or time, None for an empty one. Raises Reject for other text."""
+    if not text:
         return None
     try:
         return site.clock.read(text)
@@ -64,7 +64,7 @@ def span_of(
     moment: str | None, period: Period | None, field: str, site: Site
 ) -> tuple[Time | None, Time | None]:
     """Start and end of `{field}DateTime` or `{field}Period`; a moment has no end."""
-    if moment is not None:
+    if moment:
         return time_of(moment, f"{field}DateTime", site), None
     if period is None:
         return None, None
@@ -84,15 +84,20 @@ def code_of(concept: CodeableConcept | None, field: str = "code") -> Concept:
 
 
 def medication_of(use: MedicationUse, site: Site) -> tuple[Concept | None, str | None]:
-    """The medication[x]: its Concept, or the id of the Medication resource that has it."""
+    """The medication[x]: its Concept, or the id of the Medication resource that has it.
+
+    A reference that names nothing but a display is a concept with that text.
+    """
     concept, reference = use.medicationCodeableConcept, use.medicationReference
     if use.medication is not None:
         concept, reference = use.medication.concept, use.medication.reference
     found = concept_of(concept) if concept is not None else None
     if found is not None:
         return found, None
-    if reference is None or reference.reference is None:
+    if reference is None or not (reference.reference or reference.display):
         raise Reject("medication[x]", "a coded concept or a reference", "neither")
+    if not reference.reference:
+        return code_of(CodeableConcept(text=reference.display), "medicationReference"), None
     target = _target(reference.reference, site)
     if target is None:
         raise Reject("medicationReference.reference", "a reference with an id", "one without")

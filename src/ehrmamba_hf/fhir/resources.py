@@ -39,11 +39,17 @@ class Reference(Element, frozen=True, gc=False):
     reference: str | None = None
 
 
+class MedicationReference(Reference, frozen=True, gc=False):
+    """Only here is the display decoded: that of a `subject` is the patient's name."""
+
+    display: str | None = None
+
+
 class CodeableReference(Element, frozen=True, gc=False):
     """R5: either of the two."""
 
     concept: CodeableConcept | None = None
-    reference: Reference | None = None
+    reference: MedicationReference | None = None
 
 
 class Period(Element, frozen=True, gc=False):
@@ -86,10 +92,16 @@ class Patient(Resource, frozen=True, gc=False):
     deceasedDateTime: str | None = None
 
 
+class Disposition(CodeableConcept, frozen=True, gc=False):
+    """A discharge disposition; German sites write theirs into an extension of it."""
+
+    extension: list[Extension] | None = None
+
+
 class Discharge(Element, frozen=True, gc=False):
     """Encounter.hospitalization (R4), Encounter.admission (R5)."""
 
-    dischargeDisposition: CodeableConcept | None = None
+    dischargeDisposition: Disposition | None = None
 
 
 class Encounter(Resource, frozen=True, gc=False, rename={"class_": "class"}):
@@ -146,7 +158,7 @@ class MedicationUse(Resource, frozen=True, gc=False):
 
     status: str | None = None
     medicationCodeableConcept: CodeableConcept | None = None
-    medicationReference: Reference | None = None
+    medicationReference: MedicationReference | None = None
     medication: CodeableReference | None = None  # R5
     contained: list[msgspec.Raw] | None = None
     subject: Reference | None = None

@@ -117,7 +117,9 @@ def derive_attributes(
     orders = (visits + _offset(visit_orders, visit_orders, visits)) * in_visit
     orders = _continued(visit_orders, orders)
     in_visit = in_visit & (orders > 0)
-    segments = torch.where(orders > 0, 1 + (orders - 1) % 2, 0)
+    # Given segments tell odd visits from even ones where the orders, all 512 from there on, do not.
+    turns = orders if visit_segments is None else visits + _offset(visit_segments, orders, visits)
+    segments = torch.where(orders > 0, 1 + (turns - 1) % 2, 0)
     days = torch.where(types == INTERVAL, interval_days_table.float()[input_ids], 0.0).cumsum(1)
 
     def elapsed(column: Tensor | None, unit: float) -> Tensor:

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attributes_ehrmamba import ATTRIBUTES, PAD, TASK
+from .attributes_ehrmamba import ATTRIBUTES, TASK
 from .configuration_ehrmamba import EHRMambaConfig
 from .embeddings_ehrmamba import EHRMambaEmbeddings, EHRMambaSineFeatures
 from .mixer_ehrmamba import EHRMambaMixer
@@ -142,6 +142,19 @@ class EHRMambaPreTrainedModel(PreTrainedModel):
         concept = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self._embeddings().resize_tables(concept.num_embeddings)
         return concept
+
+    def _next_tokens(
+        self, labels: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor:
+        """The labels, without padding and without what would be predicted from padding."""
+        pad = self.config.pad_token_id
+        labels = labels.long().masked_fill(labels == pad, -100)
+        if attention_mask is None and input_ids is not None:
+            attention_mask = input_ids != pad
+        if attention_mask is None:
+            return labels
+        padding = attention_mask[:, -labels.shape[1] :] == 0
+        return labels.masked_fill(F.pad(padding[:, :-1], (1, 0)) | padding, -100)
 
     def _embeddings(self) -> EHRMambaEmbeddings:
         return cast(EHRMambaEmbeddings, self.base_model.embeddings)
@@ -347,19 +360,6 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
         )
 
-    def _next_tokens(
-        self, labels: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> Tensor:
-        """The labels, without padding and without what would be predicted from padding."""
-        pad = self.config.pad_token_id
-        labels = labels.long().masked_fill(labels == pad, -100)
-        if attention_mask is None and input_ids is not None:
-            attention_mask = input_ids != pad
-        if attention_mask is None:
-            return labels
-        padding = attention_mask[:, -labels.shape[1] :] == 0
-        return labels.masked_fill(F.pad(padding[:, :-1], (1, 0)), -100)
-
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor,
@@ -438,10 +438,21 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         self.backbone = EHRMambaModel(config)
         self.classifier = EHRMambaClassificationHead(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # Distributed training complains of parameters that want a gradient and never get one.
-        if not config.forecasting_loss_weight and not config.tie_word_embeddings:
-            self.lm_head.requires_grad_(False)
+        self._freeze_unused_head()
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as every model of transformers; a language head without a loss stays frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading replaces the parameters by ones that all want a gradient.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused_head()
+        return loaded
+
+    def _freeze_unused_head(self) -> None:
+        # Distributed training complains of parameters that want a gradient and never get one.
+        if not self.config.forecasting_loss_weight and not self.config.tie_word_embeddings:
+            self.lm_head.requires_grad_(False)
 
     @can_return_tuple
     def forward(
@@ -501,7 +512,7 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         logits = self.classifier(_last_real(hidden_states, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
         if loss is not None and self.training and input_ids is not None:
-            loss = loss + self._forecasting_loss(hidden_states, input_ids)
+            loss = loss + self._forecasting_loss(hidden_states, input_ids, attention_mask)
         return EHRMambaSequenceClassifierOutput(
             loss=loss,
             logits=logits,
@@ -509,16 +520,19 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
             hidden_states=outputs.hidden_states,
         )
 
-    def _forecasting_loss(self, hidden_states: Tensor, input_ids: Tensor) -> Tensor | float:
+    def _forecasting_loss(
+        self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> Tensor | float:
         """The weighted next-token loss; padding and the task's own token are not forecast."""
         if not self.config.forecasting_loss_weight:
             return 0.0
-        targets = input_ids[:, 1:].long()
-        types = self._embeddings().token_type_table[targets]
-        targets = targets.masked_fill((types == PAD) | (types == TASK), -100)
-        logits = self.lm_head(hidden_states[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
-        return self.config.forecasting_loss_weight * loss
+        targets = self._next_tokens(input_ids, input_ids, attention_mask)
+        types = self._embeddings().token_type_table[input_ids.long()]
+        targets = targets.masked_fill(types == TASK, -100)[:, 1:].flatten()
+        logits = self.lm_head(hidden_states[:, :-1]).float().flatten(0, 1)
+        # Not the built-in mean, which is NaN where patients without events leave no target.
+        total = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        return self.config.forecasting_loss_weight * total / (targets != -100).sum().clamp(min=1)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.num_labels == 1 and self.config.problem_type is None:

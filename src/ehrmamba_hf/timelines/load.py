@@ -29,13 +29,14 @@ _COLUMNS = (
 
 
 def is_death(disposition: str | None) -> bool:
-    """Whether a discharge disposition says that the patient died.
+    """Whether a discharge disposition, or any of its terms joined by "; ", says death.
 
-    >>> is_death("DIED"), is_death("exp"), is_death("home"), is_death(None)
+    >>> is_death("DIED"), is_death("7; exp"), is_death("home; Home"), is_death(None)
     (True, True, False, False)
     """
-    text = (disposition or "").strip().lower()
-    return text in DEATH_DISPOSITIONS or any(word in text for word in DEATH_WORDS)
+    text = (disposition or "").lower()
+    terms = {term.strip() for term in text.split(";")}
+    return bool(terms & DEATH_DISPOSITIONS) or any(word in text for word in DEATH_WORDS)
 
 
 def iter_records(
@@ -141,6 +142,8 @@ def _record(
         events = {"time": empty, "available": empty, "value": np.empty(0), "encounter_id": []}
         events |= {"code": [], "unit": [], "category": []}
     death = subject["death"]
+    # Many sites tell of a death in hospital by the disposition alone.
+    deceased = subject["deceased"] or death is not None or any(e.died for e in encounters)
     counts: dict[str, int] = {}
     last = last_alive(death, subject["death_is_date"])
     if last is not None:
@@ -161,7 +164,7 @@ def _record(
         birth=subject["birth"],
         death=death,
         death_is_date=subject["death_is_date"],
-        deceased=subject["deceased"] or death is not None,
+        deceased=deceased,
         encounters=encounters,
         diagnoses=diagnoses,
         encounter=np.array([index.get(i, -1) for i in references], dtype=np.int64),

@@ -131,8 +131,11 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         Raises:
             ValueError: a patient without `visits`, an unknown task, a `max_length` under 4.
         """
+        if not isinstance(patients, Iterable):
+            found = _kind(patients)
+            raise ValueError(f"patients: expected a dict or a list of dicts, found {found}")
         single = isinstance(patients, Mapping)
-        batch = [patients] if single else list(patients)
+        batch: list[Any] = [patients] if single else list(patients)
         if isinstance(patients, str) or (batch and isinstance(batch[0], str)):
             return super().__call__(
                 patients,
@@ -156,6 +159,8 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
 
     def task_token_id(self, task: str) -> int:
         """The id of a task's token, by the task's name or by the token itself."""
+        if not isinstance(task, str):
+            raise ValueError(f"task: expected a name, found {_kind(task)}")
         token = self.task_tokens.get(task, task)
         if token not in SPECIAL_ID:
             raise ValueError(f"unknown task {task}: expected one of {sorted(self.task_tokens)}")
@@ -180,6 +185,8 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
     def _columns(
         self, patient: Mapping, task: str | None, at: int | None, max_length: int | None
     ) -> Columns:
+        if not isinstance(patient, Mapping):
+            raise ValueError(f"a patient: expected a dict, found {_kind(patient)}")
         if "input_ids" in patient:
             task_id = None if task is None else self.task_token_id(task)
             ready = {k: _plain(v) for k, v in patient.items() if k in COLUMNS}
@@ -192,7 +199,8 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
             return ready if missing else fit(ready, max_length, task_id)
         if "visits" not in patient:
             raise ValueError(f"a patient: expected visits or input_ids, found {sorted(patient)}")
-        visits = [v for v in (self._visit(v, at) for v in patient["visits"]) if v is not None]
+        given = _dicts(patient["visits"], "visits")
+        visits = [v for v in (self._visit(v, at) for v in given) if v is not None]
         visits.sort(key=lambda v: v.start)
         birth = microseconds(patient.get("birth"))
         return self.encode_visits(visits, birth, task=task, max_length=max_length)
@@ -203,7 +211,9 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         if start is None:
             raise ValueError("a visit: expected a start, found none")
         events = []
-        for event in visit.get("events", ()):
+        for event in _dicts(visit.get("events") or (), "events"):
+            if not isinstance(event.get("code"), str):
+                raise ValueError(f"an event: expected a code, found {_kind(event.get('code'))}")
             time = microseconds(event.get("time"))
             time = start if time is None else time
             known = max(time, microseconds(event.get("available")) or time)
@@ -308,6 +318,21 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
             written.append(str(path))
         return tuple(written)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, without showing it: it may be a patient's."""
+    return "none" if value is None else type(value).__name__
+
+
+def _dicts(items: Any, what: str) -> Iterable[Mapping]:
+    if isinstance(items, Mapping | str) or not isinstance(items, Iterable):
+        raise ValueError(f"{what}: expected a list of dicts, found {_kind(items)}")
+    items = list(items)
+    for item in items:
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{what}: expected a list of dicts, found {_kind(item)} in it")
+    return items
 
 
 def _plain(column: Any) -> list:

@@ -75,10 +75,6 @@ def finetune(
 
 
 def _classifier(folder: Path, weight: float) -> EHRMambaForSequenceClassification:
-    network = EHRMambaForSequenceClassification.from_pretrained(
+    return EHRMambaForSequenceClassification.from_pretrained(
         str(folder), num_labels=1, forecasting_loss_weight=weight
     )
-    if not weight and not network.config.tie_word_embeddings:
-        # Loading lets every parameter train, and distributed training waits for all that do.
-        network.lm_head.requires_grad_(False)
-    return network

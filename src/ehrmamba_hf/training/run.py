@@ -74,6 +74,7 @@ def run_training(
     model = build()
     # Only now, as a mistyped setting must not clear away the checkpoint of a killed run.
     checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
+    use_cache = model.config.use_cache  # which the trainer turns off, and would save turned off
     trainer = Trainer(
         model=model,
         args=args,
@@ -84,6 +85,7 @@ def run_training(
     )
     trainer.remove_callback(PrinterCallback)  # quiet where there is no terminal
     trainer.train(resume_from_checkpoint=checkpoint)
+    model.config.use_cache = use_cache
     _finish(trainer, part, out)
     return out
 
@@ -96,6 +98,12 @@ def _expect_replaceable(out: Path) -> None:
 
 
 def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
+    if settings.get("label_smoothing_factor"):
+        # transformers would smooth the tokens at hand, not the next ones, and no binary labels.
+        raise InputError(
+            "training arguments: label_smoothing_factor: expected 0, found "
+            f"{settings['label_smoothing_factor']}, which is not supported"
+        )
     # What depends on the machine and the terminal alone does not make it another run.
     local = {
         "disable_tqdm": not sys.stderr.isatty(),
