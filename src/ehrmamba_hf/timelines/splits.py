@@ -1,6 +1,5 @@
 """Patient-level splits: a hash of the patient's id and a seed, so that no list need be kept."""
 
-from collections.abc import Iterable
 from hashlib import blake2b
 
 import msgspec
@@ -40,11 +39,3 @@ def split_of(subject_id: int, rules: SplitRules = PAPER_SPLITS) -> str:
 
 def _uniform(text: str) -> float:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-
-
-def count_splits(subject_ids: Iterable[int], rules: SplitRules) -> dict[str, int]:
-    """How many patients each split has."""
-    counts = dict.fromkeys(SPLITS, 0)
-    for subject_id in subject_ids:
-        counts[split_of(subject_id, rules)] += 1
-    return counts
