@@ -14,7 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ehrmamba_hf"
 FILES = sorted(PACKAGE.glob("*/*_ehrmamba.py"))
 INSTALLED = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
-ACCELERATORS = {"mamba_ssm", "causal_conv1d"}  # only where their absence is caught
+# Only where their absence is caught; of the package itself, nothing but the native scan.
+ACCELERATORS = {"mamba_ssm", "causal_conv1d", "ehrmamba_hf"}
 SIBLING = re.compile(r"\w+_ehrmamba")
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -41,6 +42,7 @@ def test_they_import_siblings_and_what_every_user_has(file: Path):
             continue
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         roots = {str(n).partition(".")[0] for n in names or [getattr(node, "module", None)]}
+        assert "ehrmamba_hf" not in roots or ast.unparse(node) == "from ehrmamba_hf import native"
         allowed = INSTALLED | (ACCELERATORS if id(node) in guarded else set())
         assert roots <= allowed, f"{file.name} line {node.lineno}: {ast.unparse(node)}"
 

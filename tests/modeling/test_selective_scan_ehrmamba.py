@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ehrmamba_hf.modeling import selective_scan, selective_scan_ehrmamba
+from ehrmamba_hf.modeling import chunked_scan_ehrmamba, selective_scan
 
 NAMES = ("x", "delta", "A", "B", "C", "D", "initial_state")
 
@@ -59,7 +59,7 @@ def assert_like_reference(inputs: dict[str, Tensor], tolerance: float = 1e-5) ->
 def test_values_states_and_gradients_equal_the_float64_reference(
     batch: int, length: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selective_scan_ehrmamba, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(chunked_scan_ehrmamba, "CHUNK_ELEMENTS", elements)
     assert_like_reference(make_inputs(batch, length, channels=5, states=3))
 
 
@@ -81,7 +81,7 @@ def test_extreme_step_sizes_stay_exact_and_finite(step: float) -> None:
 def test_rows_and_chunk_are_chosen_from_batch_and_width(
     batch: int, channels: int, expected: tuple[int, int]
 ) -> None:
-    assert selective_scan_ehrmamba.group_and_chunk(batch, channels, 16, "cpu") == expected
+    assert chunked_scan_ehrmamba.group_and_chunk(batch, channels, 16, "cpu") == expected
 
 
 def test_no_initial_state_is_a_zero_state() -> None:

@@ -59,6 +59,7 @@ def derive_attributes(
     token_type_table: Tensor,
     interval_days_table: Tensor,
     attention_mask: Tensor | None = None,
+    positions: Tensor | None = None,
     *,
     token_type_ids: Tensor | None = None,
     ages: Tensor | None = None,
@@ -78,6 +79,8 @@ def derive_attributes(
         token_type_table: type of each token of the vocabulary, (vocab,).
         interval_days_table: days that pass at each token, (vocab,).
         attention_mask: (batch, length), 0 on padding; None goes by the PAD type alone.
+        positions: each position's place in its own patient's sequence, (batch, length), where
+            several share a row; each begins anew at place 0, and a column is given whole or not.
         token_type_ids: given types, (batch, at most length).
         ages: given ages in years, likewise.
         time_stamps: given weeks since the first event, likewise.
@@ -89,7 +92,8 @@ def derive_attributes(
         times float32.
 
     Raises:
-        ValueError: a given column that is longer than `input_ids` or of another batch size.
+        ValueError: a given column that is longer than `input_ids` or of another batch size, or
+            shorter where patients share a row.
 
     Example:
         >>> types = torch.tensor(default_token_types(42))
@@ -106,21 +110,22 @@ def derive_attributes(
             strict=True,
         )
     )
-    _check_given(given, input_ids)
+    _check_given(given, input_ids, whole=positions is not None)
     types = token_type_table.long()[input_ids]
     if attention_mask is not None:
         types = types.masked_fill(attention_mask == 0, PAD)
     types = _continued(token_type_ids, types)
     in_visit = (types >= VISIT_START) & (types != INTERVAL) & (types != TASK)
 
-    visits = (types == VISIT_START).cumsum(1)
+    visits = _running_sum((types == VISIT_START).long(), positions)
     orders = (visits + _offset(visit_orders, visit_orders, visits)) * in_visit
     orders = _continued(visit_orders, orders)
     in_visit = in_visit & (orders > 0)
     # Given segments tell odd visits from even ones where the orders, all 512 from there on, do not.
     turns = orders if visit_segments is None else visits + _offset(visit_segments, orders, visits)
     segments = torch.where(orders > 0, 1 + (turns - 1) % 2, 0)
-    days = torch.where(types == INTERVAL, interval_days_table.float()[input_ids], 0.0).cumsum(1)
+    days = torch.where(types == INTERVAL, interval_days_table.float()[input_ids], 0.0)
+    days = _running_sum(days, positions)
 
     def elapsed(column: Tensor | None, unit: float) -> Tensor:
         passed = days / unit
@@ -136,14 +141,28 @@ def derive_attributes(
     }
 
 
-def _check_given(given: dict[str, Tensor | None], input_ids: Tensor) -> None:
+def _check_given(given: dict[str, Tensor | None], input_ids: Tensor, whole: bool) -> None:
     batch, length = input_ids.shape
     for name, column in given.items():
-        if column is not None and (column.shape[0] != batch or column.shape[1] > length):
+        if column is None:
+            continue
+        short = column.shape[1] < length and not whole
+        if column.shape[0] != batch or not (short or column.shape[1] == length):
+            fewer = "" if whole else ", or fewer positions, which are then continued"
             raise ValueError(
                 f"{name} has shape {tuple(column.shape)}, expected that of input_ids, "
-                f"({batch}, {length}), or fewer positions, which are then continued"
+                f"({batch}, {length}){fewer}"
             )
+
+
+def _running_sum(values: Tensor, positions: Tensor | None) -> Tensor:
+    """The sum along each row, (batch, length), begun anew at each place 0."""
+    total = values.cumsum(1)
+    if positions is None:
+        return total
+    index = torch.arange(values.shape[1], device=values.device)
+    first = torch.where(positions == 0, index, 0).cummax(1).values
+    return total - (total - values).gather(1, first)
 
 
 def _continued(given: Tensor | None, derived: Tensor) -> Tensor:

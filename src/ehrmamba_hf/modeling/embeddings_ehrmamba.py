@@ -126,15 +126,18 @@ class EHRMambaEmbeddings(nn.Module):
             setattr(self, name, new)
 
     def derive(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **given: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        **given: Tensor | None,
     ) -> dict[str, Tensor]:
         """Complete the attribute columns of `input_ids`, (batch, length): see derive_attributes."""
         columns = {name: given.get(name) for name in ATTRIBUTES}
         if all(c is not None and c.shape == input_ids.shape for c in columns.values()):
             return cast(dict[str, Tensor], columns)
-        return derive_attributes(
-            input_ids, self.token_type_table, self.interval_days_table, attention_mask, **columns
-        )
+        tables = self.token_type_table, self.interval_days_table
+        return derive_attributes(input_ids, *tables, attention_mask, positions=positions, **columns)
 
     def forward(
         self,

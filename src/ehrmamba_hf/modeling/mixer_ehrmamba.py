@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 
 from .configuration_ehrmamba import EHRMambaConfig
+from .convolution_ehrmamba import causal_conv, last_real_columns, move_state_over_left_padding
 from .selective_scan_ehrmamba import selective_scan
 
 
@@ -76,6 +77,7 @@ class EHRMambaMixer(nn.Module):
         hidden_states: Tensor,
         cache_params: Cache | None = None,
         attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Mix along time.
@@ -84,15 +86,17 @@ class EHRMambaMixer(nn.Module):
             hidden_states: (batch, length, hidden).
             cache_params: states to continue from and to update, in place.
             attention_mask: (batch, length), 1 on real tokens; padding on the left or the right.
+            positions: each position's place in its own patient's sequence, (batch, length), where
+                several share a row; a place 0 sees nothing before it.
 
         Returns:
             (batch, length, hidden); on padding, values without meaning.
         """
         mask = None if attention_mask is None else attention_mask.unsqueeze(-1).bool()
-        x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        x, gate = self._project_in(hidden_states)
         # Before the convolution, so that padding looks like the zeros before a sequence; after it,
         # so that its bias does not put anything into the state.
-        x = self._convolve(_blank(x, mask), cache_params, attention_mask)
+        x = self._convolve(_blank(x, mask), cache_params, attention_mask, positions)
         x = _blank(x, mask)
         step, B, C = self.x_proj(x).split(
             [self.time_step_rank, self.config.state_size, self.config.state_size], dim=-1
@@ -102,60 +106,52 @@ class EHRMambaMixer(nn.Module):
         delta = _blank(delta, mask)
         A = -torch.exp(self.A_log.float())
         start = self._cached_state(cache_params)
-        y, state = selective_scan(x, delta, A, B, C, self.D.float(), start)
+        resets = None if positions is None else positions == 0
+        y, state = selective_scan(x, delta, A, B, C, self.D.float(), start, resets)
         if cache_params is not None:
             cache_params.update_recurrent_state(state, self.layer_idx)
-        return self.out_proj(y * self.act(gate))
+        return self._project_out(y * self.act(gate))
+
+    def _project_in(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        projected = self.in_proj(hidden_states.to(self.in_proj.weight.dtype))
+        if self.in_proj.weight.dtype != self.x_proj.weight.dtype:
+            projected = projected.to(self.x_proj.weight.dtype)
+        x, gate = projected.chunk(2, dim=-1)
+        return x, gate
+
+    def _project_out(self, mixed: Tensor) -> Tensor:
+        return self.out_proj(mixed.to(self.out_proj.weight.dtype))
 
     def _cached_state(self, cache: Cache | None) -> Tensor | None:
         state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
         # The cache overwrites its buffer in place, which autograd must not see.
         return state.clone() if state is not None and torch.is_grad_enabled() else state
 
-    def _convolve(self, x: Tensor, cache: Cache | None, attention_mask: Tensor | None) -> Tensor:
+    def _convolve(
+        self,
+        x: Tensor,
+        cache: Cache | None,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> Tensor:
         """Causal depthwise convolution of x, (batch, length, channels), and its activation."""
         kernel = self.config.conv_kernel
-        window = x.transpose(1, 2)
         previous = None if cache is None else cache.get_conv_state(self.layer_idx)
         if previous is None:
-            window = F.pad(window, (kernel, 0))
+            window = F.pad(x, (0, 0, kernel, 0))
         else:
-            window = torch.cat([previous.to(window.dtype), window], dim=-1)
+            window = torch.cat([previous.transpose(1, 2).to(x.dtype), x], dim=1)
             if attention_mask is not None:
-                window = _move_state_over_left_padding(window, attention_mask, kernel)
+                window = move_state_over_left_padding(window, attention_mask, kernel)
         if cache is not None:
-            last = _last_real_columns(window, attention_mask, kernel)
+            last = last_real_columns(window, attention_mask, positions, kernel).transpose(1, 2)
             cache.update_conv_state(last, self.layer_idx, conv_kernel_size=kernel)
-        # The state holds one column more than a causal kernel looks back; transformers' layout.
-        mixed = self.conv1d(window[..., 1:])
-        return self.act(mixed).transpose(1, 2).contiguous()
+        return self.act(causal_conv(window, self.conv1d.weight, self.conv1d.bias, positions))
 
 
 def _blank(states: Tensor, mask: Tensor | None) -> Tensor:
     """Exact zeros where the mask, (batch, length, 1), is False."""
     return states if mask is None else states.masked_fill(~mask, 0.0)
-
-
-def _move_state_over_left_padding(window: Tensor, attention_mask: Tensor, kernel: int) -> Tensor:
-    """Put the cached columns right before each row's first real token, past its left padding.
-
-    `window`, (batch, channels, kernel + length), holds `kernel` cached columns and then the new
-    ones. What the vacated columns hold does not matter: only outputs on padding see them.
-    """
-    padding = (attention_mask.cumsum(-1) == 0).sum(-1, keepdim=True)
-    column = torch.arange(window.shape[-1], device=window.device)
-    source = torch.where(column < padding + kernel, (column - padding).clamp(min=0), column)
-    return window.gather(-1, source.unsqueeze(1).expand_as(window))
-
-
-def _last_real_columns(window: Tensor, attention_mask: Tensor | None, kernel: int) -> Tensor:
-    """The `kernel` columns of the window that end at each row's last real token."""
-    if attention_mask is None:
-        return window[..., -kernel:]
-    length = attention_mask.shape[1]
-    last = length - 1 - attention_mask.flip(-1).argmax(-1, keepdim=True)
-    source = last + 1 + torch.arange(kernel, device=window.device)
-    return window.gather(-1, source.unsqueeze(1).expand(-1, window.shape[1], -1))
 
 
 __all__ = ["EHRMambaMixer"]

@@ -96,11 +96,12 @@ class EHRMambaBlock(GradientCheckpointingLayer):
         hidden_states: Tensor,
         cache_params: Cache | None = None,
         attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """(batch, length, hidden) to the same."""
+        """(batch, length, hidden) to the same; see EHRMambaMixer.forward."""
         residual = hidden_states.float() if self.residual_in_fp32 else hidden_states
-        mixed = self.mixer(self.norm(hidden_states), cache_params, attention_mask)
+        mixed = self.mixer(self.norm(hidden_states), cache_params, attention_mask, positions)
         return residual + mixed
 
 
@@ -144,11 +145,17 @@ class EHRMambaPreTrainedModel(PreTrainedModel):
         return concept
 
     def _next_tokens(
-        self, labels: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
+        self,
+        labels: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        seq_idx: Tensor | None,
     ) -> Tensor:
-        """The labels, without padding and without what would be predicted from padding."""
+        """The labels, without padding and what would be predicted from it or another patient."""
         pad = self.config.pad_token_id
         labels = labels.long().masked_fill(labels == pad, -100)
+        if seq_idx is not None:
+            labels = labels.masked_fill(_begins(seq_idx), -100)
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != pad
         if attention_mask is None:
@@ -191,6 +198,7 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
         visit_segments: Tensor | None = None,
         visit_orders: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache_params: Cache | None = None,
         use_cache: bool | None = None,
@@ -211,6 +219,9 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
             visit_orders: 1, 2, 3 ... by visit, 0 outside, (batch, length).
             attention_mask: 1 on real tokens, on the left or the right of padding, (batch, length)
                 or longer, of which the last columns are taken; by default, ids other than PAD.
+            seq_idx: where several patients share a row, the number of each position's patient,
+                (batch, length): a new one begins wherever it changes, and sees nothing of those
+                before it. As transformers' DataCollatorWithFlattening gives it.
             inputs_embeds: embedded tokens, (batch, length, hidden), instead of `input_ids` and all
                 attributes, as `model.embeddings` gives them.
             cache_params: states to continue from; they are updated in place.
@@ -241,10 +252,14 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
 
         inputs = cast(Tensor, inputs_embeds if input_ids is None else input_ids)
         mask = self._mask(inputs, attention_mask)
-        embedded = input_ids is None
-        hidden_states = inputs if embedded else self._embed(inputs, mask, attributes, cache_params)
+        positions = None if seq_idx is None else _positions(seq_idx, mask, self.config.conv_kernel)
+        hidden_states = inputs
+        if input_ids is not None:
+            hidden_states = self._embed(input_ids, mask, positions, attributes, cache_params)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, cache_params=cache_params, attention_mask=mask)
+            hidden_states = layer(
+                hidden_states, cache_params=cache_params, attention_mask=mask, positions=positions
+            )
         return EHRMambaOutput(
             last_hidden_state=self.norm_f(hidden_states),
             cache_params=cache_params if use_cache else None,
@@ -266,6 +281,7 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
         self,
         input_ids: Tensor,
         mask: Tensor | None,
+        positions: Tensor | None,
         attributes: dict[str, Tensor | None],
         cache: Cache | None,
     ) -> Tensor:
@@ -276,7 +292,26 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
                     f"continuing from cache_params needs the new tokens' attributes, which cannot "
                     f"be derived without the tokens before them: expected {', '.join(missing)}"
                 )
-        return self.embeddings(input_ids, **self.embeddings.derive(input_ids, mask, **attributes))
+        columns = self.embeddings.derive(input_ids, mask, positions, **attributes)
+        return self.embeddings(input_ids, **columns)
+
+
+def _positions(seq_idx: Tensor, mask: Tensor | None, kernel: int) -> Tensor:
+    """Each position's place in its own patient's sequence, (batch, length).
+
+    A row's first patient starts at the place `kernel`, since it may continue cached states, of
+    which the convolution sees so many columns. Padding at the end belongs to the last patient.
+    """
+    begins = _begins(seq_idx)
+    if mask is not None:
+        begins = begins & (mask.flip(1).cumsum(1).flip(1) > 0)
+    index = torch.arange(seq_idx.shape[1], device=seq_idx.device).expand(seq_idx.shape)
+    return index - torch.where(begins, index, -kernel).cummax(1).values
+
+
+def _begins(seq_idx: Tensor) -> Tensor:
+    """True where another patient begins than the one before in the row, (batch, length)."""
+    return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
 
 
 class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
@@ -301,6 +336,7 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
         visit_segments: Tensor | None = None,
         visit_orders: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache_params: Cache | None = None,
         use_cache: bool | None = None,
@@ -320,12 +356,12 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
             visit_segments: see EHRMambaModel.
             visit_orders: see EHRMambaModel.
             attention_mask: see EHRMambaModel.
+            seq_idx: see EHRMambaModel.
             inputs_embeds: see EHRMambaModel.
             cache_params: see EHRMambaModel.
             use_cache: see EHRMambaModel.
-            labels: (batch, length), usually `input_ids`; shifted inside. -100, PAD and a first
-                token after left padding, before which there is nothing to predict it from, are
-                ignored.
+            labels: (batch, length), usually `input_ids`; shifted inside. -100, PAD and the first
+                token of a patient, before which there is nothing to predict it from, are ignored.
             output_hidden_states: see EHRMambaModel.
             return_dict: see EHRMambaModel.
             logits_to_keep: score only the last so many positions (0: all), or those given.
@@ -340,6 +376,7 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
             visit_segments=visit_segments,
             visit_orders=visit_orders,
             attention_mask=attention_mask,
+            seq_idx=seq_idx,
             inputs_embeds=inputs_embeds,
             cache_params=cache_params,
             use_cache=use_cache,
@@ -350,7 +387,7 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
         logits = self.lm_head(kept)
         loss = None
         if labels is not None:
-            labels = self._next_tokens(labels, input_ids, attention_mask)
+            labels = self._next_tokens(labels, input_ids, attention_mask, seq_idx)
             vocab_size = self.config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return EHRMambaCausalLMOutput(
@@ -374,6 +411,8 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
         The attribute columns among `kwargs` stay the prompt's through the whole generation; that
         beams of one prompt are reordered therefore does not matter to them.
         """
+        if kwargs.get("seq_idx") is not None:
+            raise ValueError("generate() continues rows of one patient each: seq_idx is not taken")
         prompt = {name: kwargs.pop(name, None) for name in ATTRIBUTES}
         model_inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
@@ -464,6 +503,7 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         visit_segments: Tensor | None = None,
         visit_orders: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache_params: Cache | None = None,
         use_cache: bool = False,
@@ -482,11 +522,13 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
             visit_segments: see EHRMambaModel.
             visit_orders: see EHRMambaModel.
             attention_mask: see EHRMambaModel; the last attended position is read.
+            seq_idx: see EHRMambaModel.
             inputs_embeds: see EHRMambaModel.
             cache_params: see EHRMambaModel.
             use_cache: return states; not by default.
             labels: (batch,) or (batch, num_labels). With one label and no problem type, 0 or 1
-                for binary cross-entropy; otherwise as in transformers.
+                for binary cross-entropy; otherwise as in transformers. With `seq_idx`, there is a
+                row of labels, and of logits, a patient: row by row, from left to right.
             output_hidden_states: see EHRMambaModel.
             return_dict: see EHRMambaModel.
         """
@@ -500,6 +542,7 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
             visit_segments=visit_segments,
             visit_orders=visit_orders,
             attention_mask=attention_mask,
+            seq_idx=seq_idx,
             inputs_embeds=inputs_embeds,
             cache_params=cache_params,
             use_cache=use_cache,
@@ -509,10 +552,12 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         hidden_states = outputs.last_hidden_state
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != self.config.pad_token_id
-        logits = self.classifier(_last_real(hidden_states, attention_mask))
+        pooled = _last_real(hidden_states, attention_mask, seq_idx)
+        logits = self.classifier(pooled)
         loss = None if labels is None else self._loss(logits, labels)
         if loss is not None and self.training and input_ids is not None:
-            loss = loss + self._forecasting_loss(hidden_states, input_ids, attention_mask)
+            targets = self._next_tokens(input_ids, input_ids, attention_mask, seq_idx)
+            loss = loss + self._forecasting_loss(hidden_states, input_ids, targets)
         return EHRMambaSequenceClassifierOutput(
             loss=loss,
             logits=logits,
@@ -521,12 +566,11 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         )
 
     def _forecasting_loss(
-        self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+        self, hidden_states: Tensor, input_ids: Tensor, targets: Tensor
     ) -> Tensor | float:
-        """The weighted next-token loss; padding and the task's own token are not forecast."""
+        """The weighted next-token loss; the task's own token is not forecast."""
         if not self.config.forecasting_loss_weight:
             return 0.0
-        targets = self._next_tokens(input_ids, input_ids, attention_mask)
         types = self._embeddings().token_type_table[input_ids.long()]
         targets = targets.masked_fill(types == TASK, -100)[:, 1:].flatten()
         logits = self.lm_head(hidden_states[:, :-1]).float().flatten(0, 1)
@@ -541,13 +585,20 @@ class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
 
-def _last_real(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The last attended position of each row: (batch, length, hidden) to (batch, hidden)."""
+def _last_real(
+    hidden_states: Tensor, attention_mask: Tensor | None, seq_idx: Tensor | None
+) -> Tensor:
+    """The last real position of each sequence: (batch, length, hidden) to (sequences, hidden)."""
+    length = hidden_states.shape[1]
+    if attention_mask is not None:
+        attention_mask = attention_mask[:, -length:].to(hidden_states.device)
+    if seq_idx is not None:
+        real = torch.ones_like(seq_idx) if attention_mask is None else attention_mask
+        goes_on = F.pad((real[:, 1:] != 0) & ~_begins(seq_idx)[:, 1:], (0, 1))
+        return hidden_states[(real != 0) & ~goes_on]
     if attention_mask is None:
         return hidden_states[:, -1]
-    length = hidden_states.shape[1]
-    mask = attention_mask[:, -length:].to(hidden_states.device).long()
-    last = length - 1 - mask.flip(-1).argmax(-1)
+    last = length - 1 - attention_mask.long().flip(-1).argmax(-1)
     return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
 
 

@@ -1,30 +1,74 @@
-"""The selective scan of Mamba in plain torch: exact, chunked, linear in time and memory.
+"""The selective scan of Mamba: one op, exact, whose backend is chosen by the tensors at each call.
 
 The recurrence (Mamba paper, section 3.2 and algorithm 2), for each channel d and state n:
 
     h[t] = exp(delta[t] * A) * h[t-1] + delta[t] * x[t] * B[t]
     y[t] = sum over n of C[t] * h[t]  +  D * x[t]
 
-States exist for one chunk of positions at a time. The forward pass keeps only the state at the
-start of each chunk; the backward pass rebuilds a chunk's states from it.
+The backend in plain torch is always there (chunked_scan_ehrmamba, which states the contract). The
+others are optional: mamba_ssm's kernels on CUDA, a native library on the CPU. Another kernel is
+another entry of `BACKENDS`, and a line in
+`backend_name`.
 """
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Elements of one chunk's states on a CPU, 1 MiB in float32. A handful of such buffers are alive at
-# once: more falls out of a core's L2 cache, less spends the time in Python. Measured on one core of
-# an AMD EPYC, forward and backward in ms, with a quarter of this, this, and four times this, for
-# (batch, length, channels, states): (16, 128, 128, 16) 33, 30, 30; (64, 128, 128, 16) 127, 101,
-# 131; (1, 2048, 1536, 16) 312, 243, 236.
-CHUNK_ELEMENTS = 1 << 18
-# An accelerator has no such cache to stay in, and pays for each call.
-ACCELERATOR_FACTOR = 64
-# Rows are cut into groups rather than chunks below this length: the kept states are `states /
-# length` times the size of x (twice, for 16 states), and as quick, measured, as longer groups of
-# shorter chunks.
-MIN_CHUNK = 8
+from .chunked_scan_ehrmamba import chunk_length, chunked_scan, chunked_scan_backward
+from .cuda_kernels_ehrmamba import cuda_scan, cuda_scan_backward, has_cuda_scan
+
+try:
+    from ehrmamba_hf import native
+except ImportError:  # a copy of this file that came with a model, without the package
+    native = None
+
+
+class Backend(NamedTuple):
+    """One way to compute the scan.
+
+    Attributes:
+        forward: see `chunked_scan`.
+        backward: see `chunked_scan_backward`.
+        chunk: x and A to the positions between two kept states; 0 if it keeps none.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, ...]]
+    chunk: Callable[[Tensor, Tensor], int]
+
+
+def _native_chunk(x: Tensor, A: Tensor) -> int:
+    batch, length, channels = x.shape
+    return native.chunk_length(batch, length, channels, A.shape[1])
+
+
+BACKENDS = {
+    "torch": Backend(chunked_scan, chunked_scan_backward, chunk_length),
+    "cuda": Backend(cuda_scan, cuda_scan_backward, lambda x, A: 0),
+}
+if native is not None:
+    BACKENDS["native"] = Backend(native.forward, native.backward, _native_chunk)
+
+
+# torch.compile asks once instead of looking inside, where a library may have to be built.
+@torch.compiler.assume_constant_result
+def backend_name(device: str, dtype: torch.dtype) -> str:
+    """The backend for tensors of a dtype where they are now, whatever is installed.
+
+    Args:
+        device: the type of the tensors' device.
+        dtype: of the state.
+    """
+    if dtype == torch.float32:
+        if device == "cuda" and has_cuda_scan():
+            return "cuda"
+        if device == "cpu" and native is not None and native.available():
+            return "native"
+    return "torch"
 
 
 def selective_scan(
@@ -35,10 +79,12 @@ def selective_scan(
     C: Tensor,
     D: Tensor,
     initial_state: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the selective state space recurrence over a batch of sequences.
 
     A position with `delta` 0 carries the state on unchanged, which is how padding is passed over.
+    A position with a reset sees no state before it, which is how several patients share a row.
 
     Args:
         x: inputs, (batch, length, channels).
@@ -48,13 +94,14 @@ def selective_scan(
         C: output weights, (batch, length, states).
         D: skip weights, (channels,).
         initial_state: state before the first position, (batch, channels, states); None is zero.
+        resets: True where a position begins anew from a zero state, (batch, length) bool.
 
     Returns:
         y, (batch, length, channels) in the dtype of `x`, and the final state, (batch, channels,
         states). The state is float32 whatever the inputs are (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or resets that are not boolean.
 
     Example:
         >>> ones = torch.ones(1, 3, 1)
@@ -64,163 +111,169 @@ def selective_scan(
         >>> state.shape
         torch.Size([1, 1, 1])
     """
+    _check(x, delta=delta, A=A, B=B, C=C, D=D, initial_state=initial_state, resets=resets)
+    if x.shape[1] == 1 and not torch.is_grad_enabled():
+        return _one_step(x, delta, A, B, C, D, initial_state, resets)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if initial_state is not None:
+        initial_state = initial_state.to(dtype)
+    chunk = BACKENDS[backend_name(x.device.type, dtype)].chunk(x, A)
+    keep = torch.is_grad_enabled()
+    y, state, _ = _scan(x, delta, A, B, C, D, initial_state, resets, chunk, keep)
+    return y, state
+
+
+def _check(x: Tensor, **tensors: Tensor | None) -> None:
     batch, length, channels = x.shape
-    states = A.shape[1]
-    expected = {
-        "delta": (delta, (batch, length, channels)),
-        "A": (A, (channels, states)),
-        "B": (B, (batch, length, states)),
-        "C": (C, (batch, length, states)),
-        "D": (D, (channels,)),
+    A = tensors["A"]
+    states = A.shape[-1] if A is not None else 0
+    shapes = {
+        "delta": (batch, length, channels),
+        "A": (channels, states),
+        "B": (batch, length, states),
+        "C": (batch, length, states),
+        "D": (channels,),
+        "initial_state": (batch, channels, states),
+        "resets": (batch, length),
     }
-    if initial_state is None:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        initial_state = x.new_zeros(batch, channels, states, dtype=dtype)
-    expected["initial_state"] = (initial_state, (batch, channels, states))
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != shapes[name]:
             raise ValueError(
-                f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shape} "
+                f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shapes[name]} "
                 f"for x of shape {tuple(x.shape)}"
             )
-    rows, chunk = group_and_chunk(batch, channels, states, x.device.type)
-    keep = torch.is_grad_enabled()
-    parts = [
-        _ChunkedScan.apply(*group[:2], A, *group[2:4], D, group[4], chunk, keep)
-        for group in zip(*(t.split(rows) for t in (x, delta, B, C, initial_state)), strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    outputs, final_states = zip(*parts, strict=True)
-    return torch.cat(outputs), torch.cat(final_states)
+    resets = tensors["resets"]
+    if resets is not None and resets.dtype != torch.bool:
+        raise ValueError(f"selective_scan: resets are {resets.dtype}, expected torch.bool")
 
 
-def group_and_chunk(batch: int, channels: int, states: int, device: str) -> tuple[int, int]:
-    """Rows per group and positions per chunk, such that a chunk's states stay in the cache."""
-    elements = CHUNK_ELEMENTS * (1 if device == "cpu" else ACCELERATOR_FACTOR)
-    rows = max(1, min(batch, elements // (MIN_CHUNK * channels * states)))
-    return rows, max(1, elements // (rows * channels * states))
-
-
-class _ChunkedScan(torch.autograd.Function):
-    """Layout inside: time first, channels last, so that each step is one contiguous (B, N, D)."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        initial_state: Tensor,
-        chunk_length: int,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
-            xs, deltas, rates, Bs, Cs = _time_first(x, delta, A, B, C, initial_state.dtype)
-            state = initial_state.transpose(1, 2).contiguous()
-            y = state.new_empty(x.shape)
-            ys = y.transpose(0, 1)
-            starts = []
-            for begin in range(0, xs.shape[0], chunk_length):
-                chunk = slice(begin, begin + chunk_length)
-                if keep:
-                    starts.append(state)
-                _, history = _chunk_states(xs[chunk], deltas[chunk], rates, Bs[chunk], state)
-                ys[chunk] = torch.matmul(Cs[chunk].unsqueeze(2), history).squeeze(2)
-                # A copy, since a view would keep the whole chunk's states alive.
-                state = history[-1].clone()
-            ys.addcmul_(xs, D.to(y.dtype))
-        ctx.save_for_backward(x, delta, A, B, C, D, *starts)
-        ctx.dtype, ctx.chunk_length = initial_state.dtype, chunk_length  # type: ignore[attr-defined]
-        return y.to(x.dtype), state.transpose(1, 2).contiguous()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, A, B, C, D, *starts = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_y, grad_state = grads
-        with torch.autocast(x.device.type, enabled=False):
-            dtype, step = ctx.dtype, ctx.chunk_length  # type: ignore[attr-defined]
-            xs, deltas, rates, Bs, Cs = _time_first(x, delta, A, B, C, dtype)
-            grad_ys = grad_y.transpose(0, 1).to(dtype)
-            grad_xs, grad_deltas = torch.empty_like(xs), torch.empty_like(deltas)
-            grad_Bs, grad_Cs = torch.empty_like(Bs), torch.empty_like(Cs)
-            grad_rates = torch.zeros_like(rates)
-            grad_D = (grad_ys * xs).sum((0, 1))
-            carried = grad_state.transpose(1, 2).to(dtype)
-            for index in reversed(range(len(starts))):
-                chunk = slice(index * step, (index + 1) * step)
-                parts = xs[chunk], deltas[chunk], rates, Bs[chunk], Cs[chunk]
-                result = _chunk_backward(*parts, starts[index], grad_ys[chunk], carried)
-                grad_xs[chunk], grad_deltas[chunk], grad_Bs[chunk], grad_Cs[chunk] = result[:4]
-                grad_rates += result[4]
-                carried = result[5]
-            grad_xs.addcmul_(grad_ys, D.to(dtype))
-        return (
-            grad_xs.transpose(0, 1).to(x.dtype),
-            grad_deltas.transpose(0, 1).to(delta.dtype),
-            grad_rates.t().to(A.dtype),
-            grad_Bs.transpose(0, 1).to(B.dtype),
-            grad_Cs.transpose(0, 1).to(C.dtype),
-            grad_D.to(D.dtype),
-            carried.transpose(1, 2),
-            None,
-            None,
-        )
-
-
-def _time_first(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """x, delta (L, B, D), rates (N, D), B, C (L, B, N), in the dtype of the state."""
-    first, step, weights_in, weights_out = (t.transpose(0, 1).to(dtype) for t in (x, delta, B, C))
-    return first, step, A.t().to(dtype).contiguous(), weights_in, weights_out
-
-
-def _chunk_states(
-    x: Tensor, delta: Tensor, rates: Tensor, B: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Decays and states of one chunk, each (T, B, N, D), from the state (B, N, D) before it."""
-    decay = (delta.unsqueeze(2) * rates).exp_()
-    history = (delta * x).unsqueeze(2) * B.unsqueeze(3)
-    for position in range(history.shape[0]):
-        state = history[position].addcmul_(decay[position], state)
-    return decay, history
-
-
-def _chunk_backward(
+def _one_step(
     x: Tensor,
     delta: Tensor,
-    rates: Tensor,
+    A: Tensor,
     B: Tensor,
     C: Tensor,
-    start: Tensor,
+    D: Tensor,
+    state: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One position, as when decoding: the recurrence as it is written."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        wide, step, B, C, A, D = (t.to(dtype) for t in (x, delta, B, C, A, D))
+        wide, step = wide.transpose(1, 2), step.transpose(1, 2)
+        gained = (step * wide) * B
+        if state is None:
+            state = gained
+        else:
+            decay = torch.exp(step * A)
+            if resets is not None:
+                decay = decay.masked_fill(resets.unsqueeze(-1), 0.0)
+            state = torch.addcmul(gained, decay, state.to(dtype))
+        y = torch.matmul(state, C.transpose(1, 2)) + D.unsqueeze(-1) * wide
+    return y.transpose(1, 2).to(x.dtype), state
+
+
+# Operators are known by name in the whole process. Each copy of this file (the package's, and that
+# of every model that was loaded with its own code) gets a name of its own, and so its own code.
+_NAMESPACE = f"ehrmamba_{zlib.crc32(__name__.encode()):08x}"
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::selective_scan", mutates_args=())
+def _scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    resets: Tensor | None,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    backend = BACKENDS[backend_name(x.device.type, dtype)]
+    with torch.autocast(x.device.type, enabled=False):
+        return backend.forward(x, delta, A, B, C, D, initial_state, resets, chunk, keep)
+
+
+@_scan.register_fake
+def _(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    resets: Tensor | None,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, channels = x.shape
+    dtype, states = torch.promote_types(x.dtype, torch.float32), A.shape[1]
+    chunks = -(-length // chunk) if keep and chunk else 0
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(batch, channels, states, dtype=dtype),
+        x.new_empty(chunks, batch, states, channels, dtype=dtype),
+    )
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::selective_scan_backward", mutates_args=())
+def _scan_backward(
     grad_y: Tensor,
-    carried: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of one chunk: x, delta (T, B, D); B, C (T, B, N); rates (N, D); start (B, N, D).
+    grad_state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    resets: Tensor | None,
+    starts: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    backend = BACKENDS[backend_name(x.device.type, starts.dtype)]
+    inputs = (x, delta, A, B, C, D, initial_state, resets, starts, chunk)
+    with torch.autocast(x.device.type, enabled=False):
+        return backend.backward(grad_y, grad_state, *inputs)  # type: ignore[return-value]
 
-    `carried` is the gradient that reaches the chunk's last state from the chunk after it.
-    """
-    decay, history = _chunk_states(x, delta, rates, B, start)
-    grad_C = torch.matmul(history, grad_y.unsqueeze(3)).squeeze(3)
-    grad_history = grad_y.unsqueeze(2) * C.unsqueeze(3)
-    grad_history[-1].add_(carried)
-    for position in reversed(range(x.shape[0] - 1)):
-        grad_history[position].addcmul_(decay[position + 1], grad_history[position + 1])
-    carried = decay[0] * grad_history[0]
-    grad_B = torch.matmul(grad_history, (delta * x).unsqueeze(3)).squeeze(3)
-    grad_input = torch.matmul(B.unsqueeze(2), grad_history).squeeze(2)
-    # What reaches the exponent delta * rates: the decay's gradient times the decay, in its place.
-    grad_exponent = decay.mul_(grad_history)
-    grad_exponent[1:].mul_(history[:-1])
-    grad_exponent[0].mul_(start)
-    grad_rates = torch.mul(grad_exponent, delta.unsqueeze(2), out=history).sum((0, 1))
-    grad_delta = grad_exponent.mul_(rates).sum(2).addcmul_(grad_input, x)
-    return grad_input * delta, grad_delta, grad_B, grad_C, grad_rates, carried
 
+@_scan_backward.register_fake
+def _(
+    grad_y: Tensor,
+    grad_state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    resets: Tensor | None,
+    starts: Tensor,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    grads = tuple(t.new_empty(t.shape) for t in (x, delta, A, B, C, D))
+    return *grads, grad_state.new_empty(grad_state.shape, dtype=starts.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, chunk, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.chunk = chunk
+
+
+def _gradients(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor) -> tuple[Any, ...]:
+    *tensors, starts = ctx.saved_tensors
+    *grads, grad_start = _scan_backward(grad_y, grad_state, *tensors, starts, ctx.chunk)
+    has_start = tensors[6] is not None
+    return *grads, grad_start if has_start else None, None, None, None
+
+
+_scan.register_autograd(_gradients, setup_context=_setup_context)
 
 __all__ = ["selective_scan"]
