@@ -42,24 +42,21 @@ def chunked_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
     chunk: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan forward; shapes as in `selective_scan`.
+    """Scan forward; shapes as in `selective_scan`, and the initial state in the dtype of the state.
 
     Returns:
         y, the final state, and the state before each chunk of `chunk` positions, (chunks, batch,
         states, channels), or none of them, (0, batch, states, channels), if not `keep`.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = initial_state.dtype
     batch, length, channels = x.shape
     states = A.shape[1]
-    state = x.new_zeros(batch, channels, states, dtype=dtype)
-    state = state if initial_state is None else initial_state.to(dtype)
-    y = x.new_empty(x.shape, dtype=dtype)
-    final = torch.empty_like(state)
+    y, final = x.new_empty(x.shape, dtype=dtype), torch.empty_like(initial_state)
     chunks = -(-length // chunk) if keep else 0
     starts = x.new_empty(chunks, batch, states, channels, dtype=dtype)
     rates, skip = A.t().to(dtype).contiguous(), D.to(dtype)
@@ -69,11 +66,9 @@ def chunked_scan(
         parts = _time_first(x[group], delta[group], B[group], C[group], dtype=dtype)
         cleared = _cleared(resets, group, chunk, length)
         ys = y[group].transpose(0, 1)
-        last = _group_forward(
-            parts, rates, state[group], cleared, ys, starts[:, group] if keep else None, chunk
-        )
+        kept = starts[:, group] if keep else None
+        final[group] = _group_forward(parts, rates, initial_state[group], cleared, ys, kept, chunk)
         ys.addcmul_(parts[0], skip)
-        final[group] = last
     return y.to(x.dtype), final, starts
 
 
@@ -109,15 +104,14 @@ def chunked_scan_backward(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
     starts: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, delta, A, B, C, D and the initial state, from those of y and the final state.
 
-    `starts` are the kept states of `chunked_scan`. Each gradient has the dtype of its input, and
-    that of the initial state the dtype of the state.
+    `starts` are the kept states of `chunked_scan`. Each gradient has the dtype of its input.
     """
     dtype = starts.dtype
     batch, length, channels = x.shape

@@ -48,6 +48,7 @@ def has_cuda_conv(kernel_width: int) -> bool:
     return kernel_width in KERNEL_WIDTHS and _causal_conv1d_fn() is not None
 
 
+@torch.compiler.disable
 def cuda_scan(
     x: Tensor,
     delta: Tensor,
@@ -55,68 +56,27 @@ def cuda_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
-    chunk: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan forward with mamba_ssm; see `chunked_scan`. No states are kept: it recomputes them."""
-    y, state = _scan(resets, x, delta, A, B, C, D, initial_state)
-    starts = state.new_empty(0, x.shape[0], A.shape[1], x.shape[2])
-    return y.to(x.dtype), state, starts
-
-
-def cuda_scan_backward(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    starts: Tensor,
-    chunk: int,
-) -> tuple[Tensor, ...]:
-    """Gradients by mamba_ssm's own backward kernel, which wants its forward run once more."""
-    if initial_state is None:
-        initial_state = torch.zeros_like(grad_state)
-    inputs = (x, delta, A, B, C, D, initial_state)
-    leaves = tuple(t.detach().requires_grad_() for t in inputs)
-    with torch.enable_grad():
-        outputs = _scan(resets, *leaves)
-        return torch.autograd.grad(outputs, leaves, (grad_y.float(), grad_state))
-
-
-def _scan(
-    resets: Tensor | None,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """y (batch, length, channels) and the final state, float32, differentiable in all but resets.
+    """The scan by mamba_ssm; arguments and results as of `selective_scan`, gradients included.
 
     The kernel sees `states` positions before the sequence, each of which writes one column of the
     initial state, and as many after it, each of which reads one column of the final state. At a
-    reset, the step is long enough to forget everything, and the input is divided by it.
+    reset, the step is long enough to forget everything, and the input is divided by it. Its
+    autograd function is not one that torch.compile can see through.
     """
     states, length = A.shape[1], x.shape[1]
     u, step, A, B, C, D = (t.float() for t in (x, delta, A, B, C, D))
     skipped = u * D
     if resets is not None:
-        clearing = CLEARING / A.abs().amin(1).clamp(min=SLOWEST)
+        clearing = CLEARING / A.detach().abs().amin(1).clamp(min=SLOWEST)
         at = resets.unsqueeze(-1)
         u = torch.where(at, u * (step / clearing), u)
         step = torch.where(at, clearing, step)
     columns = torch.eye(states, device=x.device).expand(x.shape[0], -1, -1)
     nothing = torch.zeros_like(columns)
-    before = _first_state(initial_state, x, states) / SHORT
+    before = initial_state.transpose(1, 2) / SHORT
     wide = before.new_zeros(before.shape)
     u = torch.cat([before, u, wide], 1)
     step = torch.cat([wide + SHORT, step, wide + SHORT], 1)
@@ -127,14 +87,7 @@ def _scan(
     assert kernel is not None
     y = kernel(*timed, A.contiguous(), *weights).transpose(1, 2)
     y, state = y[:, states : states + length], y[:, states + length :]
-    return y + skipped, state.transpose(1, 2).contiguous()
-
-
-def _first_state(initial_state: Tensor | None, x: Tensor, states: int) -> Tensor:
-    """The initial state as inputs, (batch, states, channels)."""
-    if initial_state is None:
-        return torch.zeros(x.shape[0], states, x.shape[2], device=x.device)
-    return initial_state.float().transpose(1, 2)
+    return (y + skipped).to(x.dtype), state.transpose(1, 2).contiguous()
 
 
 def cuda_conv(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> Tensor:
@@ -153,4 +106,4 @@ def cuda_conv(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | 
     return mixed.transpose(1, 2)
 
 
-__all__ = ["cuda_conv", "cuda_scan", "cuda_scan_backward", "has_cuda_conv", "has_cuda_scan"]
+__all__ = ["cuda_conv", "cuda_scan", "has_cuda_conv", "has_cuda_scan"]

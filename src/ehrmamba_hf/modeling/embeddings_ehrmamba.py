@@ -136,8 +136,8 @@ class EHRMambaEmbeddings(nn.Module):
         columns = {name: given.get(name) for name in ATTRIBUTES}
         if all(c is not None and c.shape == input_ids.shape for c in columns.values()):
             return cast(dict[str, Tensor], columns)
-        tables = self.token_type_table, self.interval_days_table
-        return derive_attributes(input_ids, *tables, attention_mask, positions=positions, **columns)
+        types, days = self.token_type_table, self.interval_days_table
+        return derive_attributes(input_ids, types, days, attention_mask, positions, **columns)
 
     def forward(
         self,

@@ -5,10 +5,9 @@ The recurrence (Mamba paper, section 3.2 and algorithm 2), for each channel d an
     h[t] = exp(delta[t] * A) * h[t-1] + delta[t] * x[t] * B[t]
     y[t] = sum over n of C[t] * h[t]  +  D * x[t]
 
-The backend in plain torch is always there (chunked_scan_ehrmamba, which states the contract). The
-others are optional: mamba_ssm's kernels on CUDA, a native library on the CPU. Another kernel is
-another entry of `BACKENDS`, and a line in
-`backend_name`.
+The backend in plain torch is always there (chunked_scan_ehrmamba, which states the contract). A
+native library on the CPU is optional, and so is mamba_ssm on CUDA, which brings gradients of its
+own. Another kernel is another entry of `BACKENDS`, and a line in `backend_name`.
 """
 
 import zlib
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor
 
 from .chunked_scan_ehrmamba import chunk_length, chunked_scan, chunked_scan_backward
-from .cuda_kernels_ehrmamba import cuda_scan, cuda_scan_backward, has_cuda_scan
+from .cuda_kernels_ehrmamba import cuda_scan, has_cuda_scan
 
 try:
     from ehrmamba_hf import native
 except ImportError:  # a copy of this file that came with a model, without the package
-    native = None
+    native = None  # type: ignore[assignment]
 
 
 class Backend(NamedTuple):
@@ -33,7 +32,7 @@ class Backend(NamedTuple):
     Attributes:
         forward: see `chunked_scan`.
         backward: see `chunked_scan_backward`.
-        chunk: x and A to the positions between two kept states; 0 if it keeps none.
+        chunk: the number of positions between two kept states, for x and A.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -48,7 +47,6 @@ def _native_chunk(x: Tensor, A: Tensor) -> int:
 
 BACKENDS = {
     "torch": Backend(chunked_scan, chunked_scan_backward, chunk_length),
-    "cuda": Backend(cuda_scan, cuda_scan_backward, lambda x, A: 0),
 }
 if native is not None:
     BACKENDS["native"] = Backend(native.forward, native.backward, _native_chunk)
@@ -115,9 +113,13 @@ def selective_scan(
     if x.shape[1] == 1 and not torch.is_grad_enabled():
         return _one_step(x, delta, A, B, C, D, initial_state, resets)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if initial_state is not None:
-        initial_state = initial_state.to(dtype)
-    chunk = BACKENDS[backend_name(x.device.type, dtype)].chunk(x, A)
+    if initial_state is None:
+        initial_state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype)
+    initial_state = initial_state.to(dtype)
+    name = backend_name(x.device.type, dtype)
+    if name == "cuda":
+        return cuda_scan(x, delta, A, B, C, D, initial_state, resets)
+    chunk = BACKENDS[name].chunk(x, A)
     keep = torch.is_grad_enabled()
     y, state, _ = _scan(x, delta, A, B, C, D, initial_state, resets, chunk, keep)
     return y, state
@@ -187,7 +189,7 @@ def _scan(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
     chunk: int,
     keep: bool,
@@ -206,14 +208,14 @@ def _(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
     chunk: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = x.shape
     dtype, states = torch.promote_types(x.dtype, torch.float32), A.shape[1]
-    chunks = -(-length // chunk) if keep and chunk else 0
+    chunks = -(-length // chunk) if keep else 0
     return (
         x.new_empty(x.shape),
         x.new_empty(batch, channels, states, dtype=dtype),
@@ -231,7 +233,7 @@ def _scan_backward(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
     starts: Tensor,
     chunk: int,
@@ -252,13 +254,12 @@ def _(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    initial_state: Tensor | None,
+    initial_state: Tensor,
     resets: Tensor | None,
     starts: Tensor,
     chunk: int,
 ) -> tuple[Tensor, ...]:
-    grads = tuple(t.new_empty(t.shape) for t in (x, delta, A, B, C, D))
-    return *grads, grad_state.new_empty(grad_state.shape, dtype=starts.dtype)
+    return tuple(t.new_empty(t.shape) for t in (x, delta, A, B, C, D, initial_state))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -269,9 +270,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _gradients(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor) -> tuple[Any, ...]:
     *tensors, starts = ctx.saved_tensors
-    *grads, grad_start = _scan_backward(grad_y, grad_state, *tensors, starts, ctx.chunk)
-    has_start = tensors[6] is not None
-    return *grads, grad_start if has_start else None, None, None, None
+    grads = _scan_backward(grad_y, grad_state, *tensors, starts, ctx.chunk)
+    return *grads, None, None, None
 
 
 _scan.register_autograd(_gradients, setup_context=_setup_context)
