@@ -9,7 +9,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ehrmamba_hf"
 ORDER = (
     *("errors", "folders", "fhir", "events", "timelines", "tasks", "tokenization", "corpus"),
-    *("modeling", "training", "baselines", "evaluation", "forecasting", "simulation"),
+    *(
+        "native",
+        "modeling",
+        "conversion",
+        "training",
+        "baselines",
+        "evaluation",
+        "forecasting",
+        "simulation",
+    ),
     *("config", "demo", "cli", "__main__"),
 )
 ONLY = {"simulation": {"errors", "folders", "fhir"}}

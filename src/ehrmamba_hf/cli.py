@@ -255,6 +255,27 @@ def forecast(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Odyssey checkpoint, or folder of transformers' Mamba.")
+    ],
+    out: Out,
+    kind: Annotated[
+        str | None, typer.Option(help="`odyssey` or `mamba`; default: a file, or a folder.")
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="odyssey: its tokenizer's JSON; mamba: data or model to be for."),
+    ] = None,
+) -> None:
+    """Make a model folder from weights of another program."""
+    from ehrmamba_hf.conversion import convert as run
+
+    run(source, out, kind=kind, vocabulary=vocabulary)
+    typer.echo(f"model in {out}")
+
+
+@app.command()
 def demo(
     fhir: Annotated[
         Path | None, typer.Option(help="Your FHIR folder; default: a synthetic hospital.")

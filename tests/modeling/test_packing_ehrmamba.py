@@ -13,8 +13,8 @@ from ehrmamba_hf.modeling import (
     EHRMambaForCausalLM,
     EHRMambaForSequenceClassification,
     derive_attributes,
-    modeling_ehrmamba,
 )
+from ehrmamba_hf.modeling.packing_ehrmamba import places_in_row
 
 Ids = Callable[..., Tensor]
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -50,7 +50,7 @@ def test_places_are_counted_within_each_patient() -> None:
     """The first goes on from a state of 4 columns; padding at the end belongs to the last."""
     numbers = torch.tensor([[7, 7, 7, 2, 2, 5, 9, 9]])
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
-    assert modeling_ehrmamba._positions(numbers, mask, 4).tolist() == [[4, 5, 6, 0, 1, 0, 1, 2]]
+    assert places_in_row(numbers, mask, 4).tolist() == [[4, 5, 6, 0, 1, 0, 1, 2]]
 
 
 @torch.no_grad()
@@ -148,7 +148,7 @@ def test_derived_attributes_begin_anew_with_each_patient(
     lm: EHRMambaForCausalLM, patients: list[Tensor]
 ) -> None:
     ids, numbers = pack(patients)
-    positions = modeling_ehrmamba._positions(numbers, None, 4)
+    positions = places_in_row(numbers, None, 4)
     packed = lm.backbone.embeddings.derive(ids, None, positions)
     for name in ATTRIBUTES:
         alone = [lm.backbone.embeddings.derive(row[None])[name] for row in patients]

@@ -106,9 +106,6 @@ def _config(
             f"{name}: intermediate_size: expected expand * hidden_size = {width}, found "
             f"{mamba.intermediate_size}"
         )
-    if mamba.hidden_act not in ("silu", "swish"):
-        # transformers gates by SiLU whatever this says; the mixer here gates by what it says.
-        raise InputError(f"{name}: hidden_act: expected 'silu', found {mamba.hidden_act!r}")
     of_tokenizer = {}
     if tokenizer is not None:
         of_tokenizer = {

@@ -110,7 +110,7 @@ class EHRMambaMixer(nn.Module):
         y, state = selective_scan(x, delta, A, B, C, self.D.float(), start, resets)
         if cache_params is not None:
             cache_params.update_recurrent_state(state, self.layer_idx)
-        return self._project_out(y * self.act(gate))
+        return self._project_out(y * F.silu(gate))
 
     def _project_in(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         projected = self.in_proj(hidden_states.to(self.in_proj.weight.dtype))
