@@ -65,8 +65,9 @@ def same(a: Path, b: Path) -> bool:
 
 @pytest.fixture
 def run(data: Path, tiny: dict[str, Any]) -> Callable[..., Path]:
-    def train(out: Path, **changed: Any) -> Path:
-        return pretrain(data, out, model=tiny, training={**FOUR_STEPS, **changed})
+    def train(out: Path, packing: bool = True, **changed: Any) -> Path:
+        training = {**FOUR_STEPS, **changed}
+        return pretrain(data, out, model=tiny, training=training, packing=packing)
 
     return train
 
@@ -116,6 +117,7 @@ def test_other_settings_start_anew(
     out = tmp_path / "model"
     assert steps_of(lambda: run(out), killed_at=4) == 3
     assert steps_of(lambda: run(out, learning_rate=2e-2), killed_at=4) == 3
+    assert steps_of(lambda: run(out, packing=False), killed_at=4) == 3
     assert steps_of(lambda: run(out)) == 4
 
 

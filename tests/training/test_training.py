@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from ehrmamba_hf.corpus import PrepareSettings, prepare
+from ehrmamba_hf.corpus.collation import PackingCollator
 from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.modeling import EHRMambaForCausalLM, EHRMambaForSequenceClassification
@@ -146,7 +147,7 @@ def test_without_a_forecasting_loss_the_language_head_stays(
 
     def one_step(out: Path, **given: Any) -> Path:
         network = given["build"]().train()
-        batch = given["collator"]([given["train"][n] for n in range(4)])
+        batch = PackingCollator(given["tokenizer"])([given["train"][n] for n in range(4)])
         network(**batch).loss.backward()
         without = [name for name, p in network.named_parameters() if p.grad is None]
         assert without == ["lm_head.weight"]

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorWithPadding
-
 from ehrmamba_hf.corpus import load_examples
 from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.corpus.prepare import REPORT_FILE
@@ -27,6 +25,7 @@ def finetune(
     *,
     tasks: Sequence[str] | None = None,
     training: Mapping[str, Any] | None = None,
+    packing: bool = True,
 ) -> Path:
     """Finetune a pretrained model on the examples of all tasks at once, mixed in each batch.
 
@@ -38,6 +37,7 @@ def finetune(
         training: fields of `TrainingArguments`; the paper's by default. Besides,
             `forecasting_loss_weight`: the weight of next-token prediction on the same inputs,
             which keeps the model able to forecast; 0 is the paper's finetuning.
+        packing: see `run_training`: the same optimisation, without computing padding.
 
     Raises:
         InputError: `model` was made with another vocabulary or other bins than the data; see
@@ -64,7 +64,7 @@ def finetune(
         arguments=arguments,
         train=examples["finetune"],
         validation=examples["finetune_validation"],
-        collator=DataCollatorWithPadding(tokenizer),
+        packing=packing,
         fingerprint={
             "data": written(data, REPORT_FILE),
             "model": written(model, "config.json"),

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorForLanguageModeling
-
 from ehrmamba_hf.corpus import load_sequences
 from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.corpus.prepare import REPORT_FILE
@@ -53,6 +51,7 @@ def pretrain(
     *,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    packing: bool = True,
 ) -> Path:
     """Pretrain a model on the whole records of the pretraining split.
 
@@ -61,6 +60,11 @@ def pretrain(
         out: the model folder to be.
         model: fields of `EHRMambaConfig`; the paper's by default.
         training: fields of `TrainingArguments`; the paper's by default.
+        packing: see `run_training`: the same optimisation, without computing padding.
+
+    Raises:
+        InputError: `model` has a field that `EHRMambaConfig` does not have or accept; see also
+            `run_training`.
     """
     tokenizer = load_tokenizer(data)
     return run_training(
@@ -70,6 +74,6 @@ def pretrain(
         arguments={**RECIPE, **(training or {})},
         train=load_sequences(data, "pretrain"),
         validation=load_sequences(data, "pretrain_validation"),
-        collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        packing=packing,
         fingerprint={"data": written(data, REPORT_FILE), "model": dict(model or {})},
     )

@@ -1,9 +1,11 @@
 """One training run with the stock Trainer: resumed if it was killed, in place only when whole."""
 
+import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ehrmamba_hf.corpus.collation import PackingCollator, PaddingCollator
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.folders import put_in_place
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
@@ -26,7 +29,6 @@ RECIPE: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 1,
     "logging_steps": 50,
-    "train_sampling_strategy": "group_by_length",
     "per_device_eval_batch_size": 64,
     "seed": 0,
 }
@@ -40,7 +42,7 @@ def run_training(
     arguments: Mapping[str, Any],
     train: Any,
     validation: Any,
-    collator: Callable,
+    packing: bool,
     fingerprint: Mapping[str, Any],
 ) -> Path:
     """Train, and leave a folder with model, tokenizer and `training.json`.
@@ -54,39 +56,49 @@ def run_training(
         tokenizer: saved beside the model.
         arguments: fields of `TrainingArguments`, over the paper's recipe.
         train, validation: data sets; without validation examples, none is done.
-        collator: makes batches.
+        packing: the patients of a batch share one row without padding, in training and
+            validation; otherwise each has a row, in batches of like lengths.
         fingerprint: what makes two runs the same run, besides the arguments.
 
     Raises:
-        InputError: `out` holds something else than a model; no training examples; an argument
-            that `TrainingArguments` does not have or accept.
+        InputError: `out` holds something else than a model, or another training is under way
+            there; no training examples; an argument that `TrainingArguments` does not have or
+            accept, or that does not go with packing.
     """
     out = Path(out)
     _expect_replaceable(out)
     if not len(train):
         raise InputError("training: expected at least one example, found none")
     part = out.with_name(out.name + ".part")
-    settings = {**RECIPE, **arguments}
+    # Batches of like lengths spare padding but are no fair draw, and packing has none to spare.
+    sampling = {"train_sampling_strategy": "random" if packing else "group_by_length"}
+    settings = {**RECIPE, **sampling, **arguments}
     if not len(validation):
         settings |= {"eval_strategy": "no"}
     args = _arguments(part / "checkpoints", settings)
+    if packing:
+        _expect_undivided_batches(args)
     set_seed(args.seed)
     model = build()
-    # Only now, as a mistyped setting must not clear away the checkpoint of a killed run.
-    checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
     use_cache = model.config.use_cache  # which the trainer turns off, and would save turned off
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation if len(validation) else None,
-        data_collator=collator,
-        processing_class=tokenizer,
-    )
-    trainer.remove_callback(PrinterCallback)  # quiet where there is no terminal
-    trainer.train(resume_from_checkpoint=checkpoint)
-    model.config.use_cache = use_cache
-    _finish(trainer, part, out)
+    # Only now, as a mistyped setting must not clear away the checkpoint of a killed run.
+    with _only_run(part, out):
+        own = {"arguments": settings, "packing": packing}
+        checkpoint = _checkpoint(part, {**own, **fingerprint})
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation if len(validation) else None,
+            # In validation, the Trainer weighs the loss of a batch by its patients, which it counts
+            # by the batch size and the data set's length: that they share a row changes nothing.
+            data_collator=(PackingCollator if packing else PaddingCollator)(tokenizer),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)  # quiet where there is no terminal
+        trainer.train(resume_from_checkpoint=checkpoint)
+        model.config.use_cache = use_cache
+        _finish(trainer, part, out)
     return out
 
 
@@ -121,6 +133,17 @@ def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
         raise InputError(f"training arguments: {error}") from None
 
 
+def _expect_undivided_batches(args: TrainingArguments) -> None:
+    """A packed batch can be one row; what divides batches by rows would tear it from its labels."""
+    if args.n_gpu > 1:
+        raise InputError(
+            f"packing: expected one process for each GPU, found one for {args.n_gpu}: start the "
+            "training by torchrun or accelerate launch, or without packing"
+        )
+    if getattr(args.accelerator_config, "dispatch_batches", None):
+        raise InputError("packing: expected dispatch_batches to be false, found true")
+
+
 def written(folder: Path, file: str) -> str:
     """Where and when a stage wrote its result: tells a resumed run's input from a newer one."""
     path = (Path(folder) / file).resolve()
@@ -129,14 +152,30 @@ def written(folder: Path, file: str) -> str:
     return f"{path} of {path.stat().st_mtime_ns}"
 
 
+@contextmanager
+def _only_run(part: Path, out: Path) -> Iterator[None]:
+    """Keep a second training out of the unfinished folder, by a lock that ends with the process."""
+    if not PartialState().is_main_process:
+        yield
+        return
+    part.mkdir(parents=True, exist_ok=True)
+    with (part / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{out}: expected no other training into it, found one") from None
+        yield
+
+
 def _checkpoint(part: Path, settings: Mapping[str, Any]) -> str | None:
     """The last checkpoint of an unfinished run with the same settings; others are cleared away."""
     state = PartialState()
     text = json.dumps(settings, default=str, sort_keys=True, indent=1)
     file = part / "settings.json"
     if state.is_main_process and not (file.exists() and file.read_text(encoding="utf-8") == text):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        file.unlink(missing_ok=True)  # first, so that half a clearing cannot pass for this run
+        for leftover in ("checkpoints", "model"):
+            shutil.rmtree(part / leftover, ignore_errors=True)
         file.write_text(text, encoding="utf-8")
     state.wait_for_everyone()
     # The trainer's state is the last file of a checkpoint: without it, the save was cut off.
