@@ -32,6 +32,12 @@ Tasks = Annotated[str | None, typer.Option(help="Names, with commas between; def
 Data = Annotated[Path, typer.Argument(help="Data folder, of `prepare`.")]
 EventsOption = Annotated[Path, typer.Option(help="Events folder, of `ingest`.")]
 Timezone = Annotated[str | None, typer.Option(help="IANA name; for sources written in UTC.")]
+Packing = Annotated[
+    bool | None,
+    typer.Option(
+        "--packing/--no-packing", help="Several patients a row, not padding.", show_default="on"
+    ),
+]
 At = Annotated[str | None, typer.Option(help="ISO time; nothing after it is looked at.")]
 
 
@@ -135,7 +141,13 @@ def prepare(
 
 
 @app.command(context_settings=TRAINING_FLAGS)
-def pretrain(context: typer.Context, data: Data, out: Out, config: ConfigFile = None) -> None:
+def pretrain(
+    context: typer.Context,
+    data: Data,
+    out: Out,
+    packing: Packing = None,
+    config: ConfigFile = None,
+) -> None:
     """Pretrain by next-token prediction.
 
     Defaults are the paper's: 15 epochs, batches of 44, learning rate 5e-5 with linear warm-up over
@@ -146,7 +158,7 @@ def pretrain(context: typer.Context, data: Data, out: Out, config: ConfigFile = 
     from ehrmamba_hf.training import pretrain as run
 
     settings = load_config(config)
-    training = {**settings.pretrain, **_training_flags(context.args)}
+    training = {**settings.pretrain, **_training_flags(context.args, packing=packing)}
     run(data, out, model=settings.model, training=training)
     typer.echo(f"pretrained model in {out}")
 
@@ -162,6 +174,7 @@ def finetune(
         float | None,
         typer.Option(help="The paper's is 0.", show_default="0.1"),
     ] = None,
+    packing: Packing = None,
     config: ConfigFile = None,
 ) -> None:
     """Finetune one model for all tasks (Multitask Prompted Finetuning).
@@ -173,9 +186,8 @@ def finetune(
     from ehrmamba_hf.config import load_config
     from ehrmamba_hf.training import finetune as run
 
-    training = {**load_config(config).finetune, **_training_flags(context.args)}
-    if forecasting_loss_weight is not None:
-        training["forecasting_loss_weight"] = forecasting_loss_weight
+    own = {"forecasting_loss_weight": forecasting_loss_weight, "packing": packing}
+    training = {**load_config(config).finetune, **_training_flags(context.args, **own)}
     run(data, model, out, tasks=_names(tasks), training=training)
     typer.echo(f"finetuned model in {out}")
 
@@ -292,8 +304,8 @@ def demo(
     run_demo(fhir, out, patients=patients, config=load_config(config), timezone=timezone)
 
 
-def _training_flags(arguments: list[str]) -> dict[str, Any]:
-    """The fields of `TrainingArguments` that are given as flags, and no others."""
+def _training_flags(arguments: list[str], **own: Any) -> dict[str, Any]:
+    """The fields of `TrainingArguments` that are given as flags, and our own, and no others."""
     from transformers import HfArgumentParser, TrainingArguments
 
     parser: Any = HfArgumentParser(TrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
@@ -303,4 +315,4 @@ def _training_flags(arguments: list[str]) -> dict[str, Any]:
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise typer.BadParameter(f"no flag of this command or of TrainingArguments: {unknown[0]}")
-    return vars(given)
+    return vars(given) | {name: value for name, value in own.items() if value is not None}

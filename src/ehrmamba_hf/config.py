@@ -43,7 +43,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         simulate, ingest, evaluate, forecast: flags of these commands.
         prepare: see `PrepareSettings`; `visits` holds for predict and forecast too.
         model: fields of `EHRMambaConfig`.
-        pretrain: fields of transformers' `TrainingArguments`.
+        pretrain: fields of transformers' `TrainingArguments`, and `packing`.
         finetune: likewise, and `forecasting_loss_weight`.
     """
 

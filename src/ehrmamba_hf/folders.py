@@ -26,8 +26,7 @@ def staged(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Pat
     out = Path(out)
     _expect_replaceable(out, marker, contents)
     temporary, old = _sibling(out, "partial"), _sibling(out, "old")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with only_writer(out):
         if old.exists() and not out.exists():  # killed between the two renames below
             old.rename(out)
         for leftover in (temporary, old):
@@ -68,7 +67,13 @@ def _sibling(out: Path, word: str) -> Path:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep every other run from writing `out` meanwhile.
+
+    Raises:
+        InputError: another run is at it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
     # The system drops the lock of a killed process, so a stale file never blocks anybody.
     lock = _sibling(out, "lock")
     with lock.open("w") as handle:

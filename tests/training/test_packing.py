@@ -1,6 +1,5 @@
 """The stock Trainer, packed and padded: the same steps, the same losses, and who may not pack."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from transformers import TrainingArguments
 
 from ehrmamba_hf.corpus.collation import PackingCollator, PaddingCollator
 from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.folders import only_writer
 from ehrmamba_hf.training import finetune, pretrain
 
 # Plain gradient descent: Adam makes whole steps out of gradients that are nothing but rounding.
@@ -54,10 +54,10 @@ def run(data: Path, model: Path, tiny: dict[str, Any], tmp_path: Path) -> Train:
     """Trains by `pretrain` or `finetune`, into a folder of a name."""
 
     def train(stage: str, name: str, packing: bool = True, **training: Any) -> Path:
-        fields = {**SAME_BATCHES, **training}
+        fields = {**SAME_BATCHES, "packing": packing, **training}
         if stage == "pretrain":
-            return pretrain(data, tmp_path / name, model=tiny, training=fields, packing=packing)
-        return finetune(data, model, tmp_path / name, training=fields, packing=packing)
+            return pretrain(data, tmp_path / name, model=tiny, training=fields)
+        return finetune(data, model, tmp_path / name, training=fields)
 
     return train
 
@@ -76,8 +76,10 @@ def test_columns_that_no_model_takes_are_left_out(run: Train) -> None:
         expect_same(every, run("pretrain", "needed", packing))
 
 
-def test_lengths_are_grouped_only_for_padding(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = []
+@pytest.fixture
+def collators(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, type]]:
+    """The sampling and the collator of each training that was begun, and stopped there."""
+    chosen: list[tuple[str, type]] = []
 
     def look(**given: Any) -> None:
         chosen.append((given["args"].train_sampling_strategy, type(given["data_collator"])))
@@ -85,32 +87,40 @@ def test_lengths_are_grouped_only_for_padding(run: Train, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("ehrmamba_hf.training.run.Trainer", look)
     monkeypatch.delitem(SAME_BATCHES, "train_sampling_strategy")
+    return chosen
+
+
+def test_lengths_are_grouped_only_for_padding(run: Train, collators: list) -> None:
     for packing in (True, False):
         with pytest.raises(InterruptedError):
             run("pretrain", "out", packing)
-    assert chosen == [("random", PackingCollator), ("group_by_length", PaddingCollator)]
+    assert collators == [("random", PackingCollator), ("group_by_length", PaddingCollator)]
 
 
-def test_batches_that_would_be_torn(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_would_be_torn_are_padded(
+    run: Train, collators: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torn = {"accelerator_config": {"dispatch_batches": True}}
-    with pytest.raises(InputError, match="expected dispatch_batches to be false, found true"):
+    with pytest.warns(match="dispatch_batches divides"), pytest.raises(InterruptedError):
         run("pretrain", "out", **torn)
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    with pytest.raises(InputError, match="expected one process for each GPU, found one for 2"):
+    with pytest.warns(match="one process drives 2 GPUs"), pytest.raises(InterruptedError):
         run("pretrain", "out")
+    assert collators == [("group_by_length", PaddingCollator)] * 2
+
+
+def test_packing_is_on_or_off(run: Train) -> None:
+    with pytest.raises(InputError, match="packing: expected true or false, found 'no'"):
+        run("pretrain", "out", packing="no")  # type: ignore[arg-type]
 
 
 def test_a_second_training_into_a_folder_is_refused(run: Train, tmp_path: Path) -> None:
     """Two at a time cleared away each other's checkpoints."""
-    part = tmp_path / "out.part"
-    part.mkdir()
-    with (part / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="out: expected no other training into it, found one"):
+    with only_writer(tmp_path / "out"):
+        with pytest.raises(InputError, match="out: expected to be the only writer, found another"):
             run("pretrain", "out")
-        assert [path.name for path in part.iterdir()] == ["lock"]
-    run("pretrain", "out")  # the file alone, of a process that is gone, stops nobody
-    assert not part.exists()
+        assert not (tmp_path / "out.part").exists()
+    run("pretrain", "out")
 
 
 ONE_OF_TWO = """
@@ -121,7 +131,7 @@ from ehrmamba_hf.training import finetune, pretrain
 data, model, out = map(Path, sys.argv[1:4])
 tiny, training = map(json.loads, sys.argv[4:])
 for name, packing in (("packed", True), ("padded", False)):
-    given = {"training": training, "packing": packing}
+    given = {"training": training | {"packing": packing}}
     pretrain(data, out / name, model=tiny, **given)
     finetune(data, model, out / f"{name}-mpf", **given)
 """

@@ -67,7 +67,7 @@ def same(a: Path, b: Path) -> bool:
 def run(data: Path, tiny: dict[str, Any]) -> Callable[..., Path]:
     def train(out: Path, packing: bool = True, **changed: Any) -> Path:
         training = {**FOUR_STEPS, **changed}
-        return pretrain(data, out, model=tiny, training=training, packing=packing)
+        return pretrain(data, out, model=tiny, training=training | {"packing": packing})
 
     return train
 

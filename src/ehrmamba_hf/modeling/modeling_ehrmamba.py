@@ -140,9 +140,10 @@ class EHRMambaPreTrainedModel(PreTrainedModel):
         The convolution, the scan, the norms and the heads stay as they are. Not the default, since
         the roundings add up over the layers. Returns the model itself, changed.
         """
-        for layer in self.base_model.layers:
-            layer.mixer.in_proj.to(torch.bfloat16)
-            layer.mixer.out_proj.to(torch.bfloat16)
+        for module in self.modules():
+            if isinstance(module, EHRMambaMixer):
+                module.in_proj.to(torch.bfloat16)
+                module.out_proj.to(torch.bfloat16)
         return self
 
     def resize_token_embeddings(

@@ -25,7 +25,6 @@ def finetune(
     *,
     tasks: Sequence[str] | None = None,
     training: Mapping[str, Any] | None = None,
-    packing: bool = True,
 ) -> Path:
     """Finetune a pretrained model on the examples of all tasks at once, mixed in each batch.
 
@@ -34,10 +33,9 @@ def finetune(
         model: a pretrained model's folder; its tokenizer encodes the examples.
         out: the model folder to be.
         tasks: names of tasks; all of the data folder's by default.
-        training: fields of `TrainingArguments`; the paper's by default. Besides,
-            `forecasting_loss_weight`: the weight of next-token prediction on the same inputs,
-            which keeps the model able to forecast; 0 is the paper's finetuning.
-        packing: see `run_training`: the same optimisation, without computing padding.
+        training: fields of `TrainingArguments`, the paper's by default, and `packing`: see
+            `run_training`. Besides, `forecasting_loss_weight`: the weight of next-token prediction
+            on the same inputs, which keeps the model able to forecast; 0 is the paper's finetuning.
 
     Raises:
         InputError: `model` was made with another vocabulary or other bins than the data; see
@@ -64,7 +62,6 @@ def finetune(
         arguments=arguments,
         train=examples["finetune"],
         validation=examples["finetune_validation"],
-        packing=packing,
         fingerprint={
             "data": written(data, REPORT_FILE),
             "model": written(model, "config.json"),

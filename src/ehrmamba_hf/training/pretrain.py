@@ -51,7 +51,6 @@ def pretrain(
     *,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-    packing: bool = True,
 ) -> Path:
     """Pretrain a model on the whole records of the pretraining split.
 
@@ -59,8 +58,8 @@ def pretrain(
         data: a data folder, as `prepare` writes it.
         out: the model folder to be.
         model: fields of `EHRMambaConfig`; the paper's by default.
-        training: fields of `TrainingArguments`; the paper's by default.
-        packing: see `run_training`: the same optimisation, without computing padding.
+        training: fields of `TrainingArguments`, the paper's by default, and `packing`: see
+            `run_training`.
 
     Raises:
         InputError: `model` has a field that `EHRMambaConfig` does not have or accept; see also
@@ -74,6 +73,5 @@ def pretrain(
         arguments={**RECIPE, **(training or {})},
         train=load_sequences(data, "pretrain"),
         validation=load_sequences(data, "pretrain_validation"),
-        packing=packing,
         fingerprint={"data": written(data, REPORT_FILE), "model": dict(model or {})},
     )

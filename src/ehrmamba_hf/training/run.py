@@ -1,11 +1,11 @@
 """One training run with the stock Trainer: resumed if it was killed, in place only when whole."""
 
-import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ehrmamba_hf.corpus.collation import PackingCollator, PaddingCollator
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.folders import put_in_place
+from ehrmamba_hf.folders import only_writer, put_in_place
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
 
 # The paper's recipe (appendix C): AdamW, linear warm-up over the first tenth, linear decay.
@@ -31,6 +31,7 @@ RECIPE: dict[str, Any] = {
     "logging_steps": 50,
     "per_device_eval_batch_size": 64,
     "seed": 0,
+    "packing": True,
 }
 
 
@@ -42,7 +43,6 @@ def run_training(
     arguments: Mapping[str, Any],
     train: Any,
     validation: Any,
-    packing: bool,
     fingerprint: Mapping[str, Any],
 ) -> Path:
     """Train, and leave a folder with model, tokenizer and `training.json`.
@@ -54,37 +54,32 @@ def run_training(
         out: the model folder to be.
         build: makes the model; called after the seed is set.
         tokenizer: saved beside the model.
-        arguments: fields of `TrainingArguments`, over the paper's recipe.
+        arguments: fields of `TrainingArguments`, over the paper's recipe; and `packing`: the
+            patients of a batch share one row without padding, which changes nothing but the time
+            that it takes. Otherwise each has a row, in batches of like lengths.
         train, validation: data sets; without validation examples, none is done.
-        packing: the patients of a batch share one row without padding, in training and
-            validation; otherwise each has a row, in batches of like lengths.
         fingerprint: what makes two runs the same run, besides the arguments.
 
     Raises:
         InputError: `out` holds something else than a model, or another training is under way
             there; no training examples; an argument that `TrainingArguments` does not have or
-            accept, or that does not go with packing.
+            accept.
     """
     out = Path(out)
     _expect_replaceable(out)
     if not len(train):
         raise InputError("training: expected at least one example, found none")
     part = out.with_name(out.name + ".part")
-    # Batches of like lengths spare padding but are no fair draw, and packing has none to spare.
-    sampling = {"train_sampling_strategy": "random" if packing else "group_by_length"}
-    settings = {**RECIPE, **sampling, **arguments}
+    settings = {**RECIPE, **arguments}
     if not len(validation):
         settings |= {"eval_strategy": "no"}
-    args = _arguments(part / "checkpoints", settings)
-    if packing:
-        _expect_undivided_batches(args)
+    args, packing = _arguments(part / "checkpoints", settings)
     set_seed(args.seed)
     model = build()
     use_cache = model.config.use_cache  # which the trainer turns off, and would save turned off
     # Only now, as a mistyped setting must not clear away the checkpoint of a killed run.
-    with _only_run(part, out):
-        own = {"arguments": settings, "packing": packing}
-        checkpoint = _checkpoint(part, {**own, **fingerprint})
+    with only_writer(out) if PartialState().is_main_process else nullcontext():
+        checkpoint = _checkpoint(part, {"arguments": settings, **fingerprint})
         trainer = Trainer(
             model=model,
             args=args,
@@ -109,17 +104,22 @@ def _expect_replaceable(out: Path) -> None:
         raise InputError(f"{out}: expected a new or empty folder, or a model, found other content")
 
 
-def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
+def _arguments(folder: Path, settings: Mapping[str, Any]) -> tuple[TrainingArguments, bool]:
+    """The Trainer's arguments, and whether to pack."""
     if settings.get("label_smoothing_factor"):
         # transformers would smooth the tokens at hand, not the next ones, and no binary labels.
         raise InputError(
             "training arguments: label_smoothing_factor: expected 0, found "
             f"{settings['label_smoothing_factor']}, which is not supported"
         )
+    packing = settings["packing"]
+    if not isinstance(packing, bool):
+        raise InputError(f"packing: expected true or false, found {packing!r}")
     # What depends on the machine and the terminal alone does not make it another run.
-    local = {
+    defaults = {
         "disable_tqdm": not sys.stderr.isatty(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "train_sampling_strategy": "group_by_length",
     }
     fractions = {f.name for f in fields(TrainingArguments) if isinstance(f.default, float)}
     try:
@@ -127,21 +127,31 @@ def _arguments(folder: Path, settings: Mapping[str, Any]) -> TrainingArguments:
         read: dict[str, Any] = {
             name: float(value) if name in fractions and isinstance(value, str) else value
             for name, value in settings.items()
+            if name != "packing"
         }
-        return TrainingArguments(output_dir=str(folder), **{**local, **read})
+        args = TrainingArguments(output_dir=str(folder), **{**defaults, **read})
     except (TypeError, ValueError) as error:
         raise InputError(f"training arguments: {error}") from None
+    packing = packing and _batches_stay_whole(args)
+    # Batches of like lengths spare padding but are no fair draw, and packing has none to spare.
+    if packing and "train_sampling_strategy" not in settings:
+        args.train_sampling_strategy = "random"
+    return args, packing
 
 
-def _expect_undivided_batches(args: TrainingArguments) -> None:
+def _batches_stay_whole(args: TrainingArguments) -> bool:
     """A packed batch can be one row; what divides batches by rows would tear it from its labels."""
-    if args.n_gpu > 1:
-        raise InputError(
-            f"packing: expected one process for each GPU, found one for {args.n_gpu}: start the "
-            "training by torchrun or accelerate launch, or without packing"
-        )
     if getattr(args.accelerator_config, "dispatch_batches", None):
-        raise InputError("packing: expected dispatch_batches to be false, found true")
+        warnings.warn("no packing: dispatch_batches divides batches by rows", stacklevel=2)
+        return False
+    if args.n_gpu > 1:
+        warnings.warn(
+            f"no packing: one process drives {args.n_gpu} GPUs and divides batches by rows; "
+            "torchrun or accelerate launch, with a process a GPU, is several times as fast",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def written(folder: Path, file: str) -> str:
@@ -152,21 +162,6 @@ def written(folder: Path, file: str) -> str:
     return f"{path} of {path.stat().st_mtime_ns}"
 
 
-@contextmanager
-def _only_run(part: Path, out: Path) -> Iterator[None]:
-    """Keep a second training out of the unfinished folder, by a lock that ends with the process."""
-    if not PartialState().is_main_process:
-        yield
-        return
-    part.mkdir(parents=True, exist_ok=True)
-    with (part / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{out}: expected no other training into it, found one") from None
-        yield
-
-
 def _checkpoint(part: Path, settings: Mapping[str, Any]) -> str | None:
     """The last checkpoint of an unfinished run with the same settings; others are cleared away."""
     state = PartialState()
@@ -174,8 +169,8 @@ def _checkpoint(part: Path, settings: Mapping[str, Any]) -> str | None:
     file = part / "settings.json"
     if state.is_main_process and not (file.exists() and file.read_text(encoding="utf-8") == text):
         file.unlink(missing_ok=True)  # first, so that half a clearing cannot pass for this run
-        for leftover in ("checkpoints", "model"):
-            shutil.rmtree(part / leftover, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         file.write_text(text, encoding="utf-8")
     state.wait_for_everyone()
     # The trainer's state is the last file of a checkpoint: without it, the save was cut off.
