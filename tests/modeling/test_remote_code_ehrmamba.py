@@ -1,9 +1,12 @@
 """Saved folders load through the Auto classes in a process where the package cannot be imported."""
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ehrmamba_hf.modeling import (
     EHRMambaConfig,
@@ -62,3 +65,47 @@ def test_a_saved_classifier_carries_its_code_too(
     EHRMambaForSequenceClassification(tiny_config()).save_pretrained(tmp_path)
     copied = {path.name for path in tmp_path.glob("*.py")}
     assert copied == {path.name for path in SOURCES.glob("*_ehrmamba.py")}
+
+
+def test_the_package_and_two_copies_run_in_one_process(
+    tiny_config: Callable[..., EHRMambaConfig],
+    make_ids: Callable[..., torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    """Operators are known by name in a process: each copy has to have its own."""
+    torch.manual_seed(0)
+    model = EHRMambaForCausalLM(tiny_config(embedding_dropout=0.0))
+    classes, ids = [EHRMambaForCausalLM], make_ids(12)[None]
+    for name in ("first", "second"):
+        model.save_pretrained(tmp_path / name)
+        reference = "modeling_ehrmamba.EHRMambaForCausalLM"
+        classes.append(get_class_from_dynamic_module(reference, str(tmp_path / name)))
+    assert len(set(classes)) == 3
+    scans = {sys.modules[c.__module__.replace("modeling_", "selective_scan_")] for c in classes}
+    assert len({scan._scan._qualname for scan in scans}) == 3
+    gradients = []
+    for model_class in classes:
+        copy = model_class.from_pretrained(tmp_path / "first").train()
+        copy(ids, labels=ids).loss.backward()
+        gradients.append(copy.backbone.embeddings.concept.weight.grad)
+        with torch.no_grad():
+            copy.eval().generate(ids, max_new_tokens=2)
+    for found in gradients[1:]:
+        torch.testing.assert_close(found, gradients[0], rtol=0, atol=1e-6)
+
+
+def test_loading_a_copy_again_changes_nothing(
+    tiny_config: Callable[..., EHRMambaConfig],
+    make_ids: Callable[..., torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    """Its operator is registered a second time, under the name that it has."""
+    EHRMambaForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    ids, reference = make_ids(12)[None], "modeling_ehrmamba.EHRMambaForCausalLM"
+    losses = []
+    for _ in range(2):
+        loaded = get_class_from_dynamic_module(reference, str(tmp_path), force_download=True)
+        for name in [name for name in sys.modules if "selective_scan" in name and "transf" in name]:
+            importlib.reload(sys.modules[name])
+        losses.append(loaded.from_pretrained(tmp_path).eval()(ids, labels=ids).loss)
+    assert torch.equal(*losses)
