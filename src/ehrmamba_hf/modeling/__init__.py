@@ -9,6 +9,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 from ehrmamba_hf.modeling.attributes_ehrmamba import ATTRIBUTES, derive_attributes
@@ -20,11 +21,13 @@ from ehrmamba_hf.modeling.modeling_ehrmamba import (
     EHRMambaPreTrainedModel,
 )
 from ehrmamba_hf.modeling.selective_scan_ehrmamba import selective_scan
+from ehrmamba_hf.tokenization import EHRMambaTokenizer
 
 AutoConfig.register(EHRMambaConfig.model_type, EHRMambaConfig)
 AutoModel.register(EHRMambaConfig, EHRMambaModel)
 AutoModelForCausalLM.register(EHRMambaConfig, EHRMambaForCausalLM)
 AutoModelForSequenceClassification.register(EHRMambaConfig, EHRMambaForSequenceClassification)
+AutoTokenizer.register(EHRMambaConfig, EHRMambaTokenizer)
 
 __all__ = [
     "ATTRIBUTES",

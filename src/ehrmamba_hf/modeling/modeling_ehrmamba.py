@@ -301,14 +301,20 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
         cache: Cache | None,
     ) -> Tensor:
         if cache is not None and cache.has_previous_state():
-            missing = [n for n in ("ages", "time_stamps", "visit_orders") if attributes[n] is None]
-            if missing:
-                raise ValueError(
-                    f"continuing from cache_params needs the new tokens' attributes, which cannot "
-                    f"be derived without the tokens before them: expected {', '.join(missing)}"
-                )
+            _expect_attributes(attributes, input_ids.shape[1])
         columns = self.embeddings.derive(input_ids, mask, positions, **attributes)
         return self.embeddings(input_ids, **columns)
+
+
+def _expect_attributes(given: dict[str, Tensor | None], length: int) -> None:
+    """Refuse to derive the attributes of tokens that come after cached ones, which are not here."""
+    columns = [(name, given[name]) for name in ("ages", "time_stamps", "visit_orders")]
+    missing = [name for name, column in columns if column is None or column.shape[1] < length]
+    if missing:
+        raise ValueError(
+            "continuing from cache_params needs the new tokens alone, and their attributes, which "
+            f"cannot be derived without the tokens before them: expected {', '.join(missing)}"
+        )
 
 
 class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
@@ -411,6 +417,9 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
         if kwargs.get("seq_idx") is not None:
             raise ValueError("generate() continues rows of one patient each: seq_idx is not taken")
         prompt = {name: kwargs.pop(name, None) for name in ATTRIBUTES}
+        cache = kwargs.get("cache_params")
+        if is_first_iteration and cache is not None and cache.has_previous_state():
+            _expect_attributes(prompt, input_ids.shape[1])
         model_inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -421,6 +430,12 @@ class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
         model_inputs["attention_mask"] = attention_mask
         if model_inputs["input_ids"] is None:
             return model_inputs
+        whole = input_ids if attention_mask is None else attention_mask
+        if inputs_embeds is not None and whole.shape[1] > input_ids.shape[1]:
+            raise ValueError(
+                "more than one token can be generated from inputs_embeds only beside the input_ids "
+                "that they embed, since the attributes of new tokens follow from the ids before"
+            )
         mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
         columns = self.backbone.embeddings.derive(input_ids, mask, **prompt)
         current = model_inputs["input_ids"].shape[1]

@@ -270,21 +270,21 @@ class EHRMambaTokenizer(PreTrainedTokenizer):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
     ) -> dict:
-        """Pad every column of one sequence with zeros, which is what [PAD] has in all of them."""
+        """Pad every column of one sequence with what [PAD] has there: zeros, nearly everywhere."""
         length = len(encoded_inputs["input_ids"])
         if return_attention_mask is not False and "attention_mask" not in encoded_inputs:
             encoded_inputs["attention_mask"] = [1] * length
         target = length if padding_strategy == PaddingStrategy.LONGEST else (max_length or length)
         if pad_to_multiple_of:
             target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
-        extra = [0] * (target - length)
-        if padding_strategy == PaddingStrategy.DO_NOT_PAD or not extra:
+        missing = target - length
+        if padding_strategy == PaddingStrategy.DO_NOT_PAD or missing <= 0:
             return encoded_inputs
         left = (padding_side or self.padding_side) == "left"
-        for name in COLUMNS:
-            if name in encoded_inputs:
-                column = list(encoded_inputs[name])
-                encoded_inputs[name] = extra + column if left else column + extra
+        padding = dict.fromkeys(COLUMNS, 0) | {"special_tokens_mask": 1}
+        for name in padding.keys() & encoded_inputs.keys():
+            column, extra = list(encoded_inputs[name]), [padding[name]] * missing
+            encoded_inputs[name] = extra + column if left else column + extra
         return encoded_inputs
 
     @property
