@@ -12,6 +12,7 @@ COMMANDS = (
     *("simulate", "ingest", "prepare", "pretrain", "finetune"),
     *("evaluate", "predict", "forecast", "demo"),
 )
+WITHOUT_CONFIG = ("convert",)
 
 
 def run(*arguments: object):
@@ -20,11 +21,11 @@ def run(*arguments: object):
     return result.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + WITHOUT_CONFIG)
 def test_help_fits_a_screen(command):
     lines = run(command, "--help").splitlines()
-    assert len(lines) <= 24 and max(map(len, lines)) <= 80
-    assert any("--config" in line for line in lines)
+    assert len(lines) <= 26 and max(map(len, lines)) <= 80
+    assert any("--config" in line for line in lines) == (command in COMMANDS)
 
 
 def test_training_arguments_are_flags_and_only_the_given_ones_count():
@@ -55,6 +56,8 @@ def test_evaluate_predict_and_forecast(finetuned, tmp_path):
     ahead = run("forecast", finetuned.mpf, *arguments)
     assert len(ahead.splitlines()) == 5
     assert len(run("forecast", finetuned.mpf, *arguments, "--tokens", 3).splitlines()) == 3
+    near = run("forecast", finetuned.mpf, *arguments, "--tokens", 300, "--weeks", 0.1)
+    assert len(near.splitlines()) < 300
 
 
 def test_a_model_is_judged_on_a_hospital_that_it_has_never_seen(finetuned, tmp_path):

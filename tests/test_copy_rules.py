@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ehrmamba_hf"
 FILES = sorted(PACKAGE.glob("*/*_ehrmamba.py"))
-INSTALLED = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
+INSTALLED = {"torch", "transformers", "huggingface_hub", "safetensors"} | sys.stdlib_module_names
 # Only where their absence is caught; of the package itself, nothing but the native scan.
 ACCELERATORS = {"mamba_ssm", "causal_conv1d", "ehrmamba_hf"}
 SIBLING = re.compile(r"\w+_ehrmamba")

@@ -19,12 +19,12 @@ _ROOMS = {
     "tokenization": ("EHRMambaTokenizer",),
     "corpus": ("PrepareSettings", "load_examples", "load_sequences", "prepare"),
     "modeling": (
-        *("EHRMambaConfig", "EHRMambaModel"),
+        *("EHRMambaConfig", "EHRMambaHistory", "EHRMambaModel"),
         *("EHRMambaForCausalLM", "EHRMambaForSequenceClassification"),
     ),
     "training": ("finetune", "pretrain"),
     "evaluation": ("evaluate", "predict"),
-    "forecasting": ("forecast",),
+    "forecasting": ("forecast", "forecasts"),
     "simulation": ("simulate",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -247,6 +247,10 @@ def forecast(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="How many tokens.", show_default="32")
     ] = None,
+    weeks: Annotated[
+        float | None,
+        typer.Option(help="How far ahead; the first interval that reaches it is the end."),
+    ] = None,
     at: At = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default="0")] = None,
     config: ConfigFile = None,
@@ -259,7 +263,7 @@ def forecast(
     from ehrmamba_hf.forecasting import forecast_lines
 
     settings = load_config(config)
-    given = with_flags(settings.forecast, tokens=tokens, seed=seed)
+    given = with_flags(settings.forecast, tokens=tokens, weeks=weeks, seed=seed)
     events_ahead = run(
         model, events, subject, at=at, rules=settings.prepare.visits, **asdict(given)
     )

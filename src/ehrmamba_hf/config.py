@@ -31,6 +31,7 @@ class EvaluateSettings(_Section, frozen=True):
 
 class ForecastSettings(_Section, frozen=True):
     tokens: int = 32
+    weeks: float | None = None
     seed: int = 0
     temperature: float = 0.8
     top_p: float = 0.95

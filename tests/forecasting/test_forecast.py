@@ -13,6 +13,7 @@ from ehrmamba_hf.corpus.examples import load_tokenizer
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.forecasting import ForecastEvent, forecast, forecast_lines
+from ehrmamba_hf.forecasting.forecast import forecasts
 from ehrmamba_hf.timelines import Record, VisitRules, iter_records, stays_of
 from ehrmamba_hf.tokenization.grammar_ehrmamba import TASK_TOKENS
 
@@ -78,18 +79,88 @@ def test_a_forecast_from_an_index_time(
     assert ahead != forecast(model, events, subject, tokens=30)
 
 
-def test_what_never_stands_in_a_record_is_never_forecast(
-    model: Path, events: Path, subject: str
-) -> None:
+def follows_the_grammar(tokens: list[str], last: str) -> None:
+    """Each token may follow the one before it; `last` is the record's last one."""
+    special = {"[CLS]", "[VS]", "[VE]", "[REG]", *MIDDLE}
+    for token in tokens:
+        if last in MIDDLE or last == "[CLS]":
+            assert token == "[VS]"
+        elif last == "[VE]":
+            assert token == "[REG]"
+        elif last == "[REG]":
+            assert token in MIDDLE
+        else:  # inside a visit, which is not empty
+            assert token not in special - ({"[VE]"} if last != "[VS]" else set())
+        assert token not in {"[PAD]", "[UNK]", "[MASK]", *TASK_TOKENS}
+        last = token
+
+
+def test_forecasts_keep_to_the_grammar(model: Path, events: Path, subject: str) -> None:
     """An untrained model's task tokens are as likely as any: they came up in forecasts."""
-    found = {event.token for seed in range(3) for event in hot(model, events, subject, seed)}
+    found: set[str] = set()
+    for seed in range(3):
+        tokens = [event.token for event in hot(model, events, subject, seed)]
+        follows_the_grammar(tokens, "[REG]")
+        found |= set(tokens)
     assert len(found) > 100
-    assert not found & {"[PAD]", "[UNK]", "[MASK]", "[CLS]", *TASK_TOKENS}
 
 
-def hot(model: Path, events: Path, subject: str, seed: int) -> list[ForecastEvent]:
-    """Nearly any token, as likely as any other."""
-    return forecast(model, events, subject, tokens=200, seed=seed, temperature=100.0, top_p=1.0)
+def test_an_open_visit_goes_on(model: Path, events: Path, subject: str, record: Record) -> None:
+    at = text(stays_of(record)[1].start + 12 * 3_600_000_000)
+    tokens = [event.token for event in hot(model, events, subject, 0, at=at)]
+    follows_the_grammar(tokens, "an event")
+    assert tokens[0] not in MIDDLE
+
+
+def test_a_forecast_ends_at_its_horizon(model: Path, events: Path, subject: str) -> None:
+    for weeks in (1.0, 30.0):
+        ahead = hot(model, events, subject, seed=0, weeks=weeks)
+        days = [MIDDLE.get(event.token, 0.0) for event in ahead]
+        assert sum(days) >= 7 * weeks > sum(days[:-1])
+        assert ahead[-1].token in MIDDLE
+    with pytest.raises(InputError, match="weeks: expected a number above 0, found -1"):
+        forecast(model, events, subject, weeks=-1)
+
+
+def test_many_forecasts_of_one_record(model: Path, events: Path, subject: str) -> None:
+    """Each ends at its own horizon, and none goes on into padding."""
+    way = {"tokens": 200, "weeks": 70.0, "temperature": 100.0, "top_p": 1.0, **LEAVES}
+    many = forecasts(model, events, subject, **way, num_return_sequences=4)
+    assert len({len(ahead) for ahead in many}) > 1
+    for ahead in many:
+        days = [MIDDLE.get(event.token, 0.0) for event in ahead]
+        assert sum(days) >= 490 > sum(days[:-1])
+        check(ahead, columns_of(model, events, subject))
+    assert forecast(model, events, subject, **way, num_return_sequences=4) == many[0]
+
+
+def test_the_likeliest_forecasts(model: Path, events: Path, subject: str) -> None:
+    way = {"tokens": 12, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}
+    many = forecasts(model, events, subject, **way)
+    assert len(many) == 2 and many[0] != many[1]
+    for ahead in many:
+        follows_the_grammar([event.token for event in ahead], "[REG]")
+    ended = forecasts(model, events, subject, **way, weeks=1.0)
+    for ahead in ended:
+        days = [MIDDLE.get(event.token, 0.0) for event in ahead]
+        assert len(ahead) == 12 or sum(days) >= 7 > sum(days[:-1])
+
+
+def test_a_forecast_up_to_a_token(model: Path, events: Path, subject: str) -> None:
+    tokens = [e.token for e in hot(model, events, subject, seed=0, eos_token_id=5)]
+    assert tokens.index("[VE]") == len(tokens) - 1
+
+
+LEAVES = {"sequence_bias": {(5,): 250.0}}
+"""Lets an untrained model end visits: of all that may follow an event, [VE] is one of hundreds."""
+
+
+def hot(
+    model: Path, events: Path, subject: str, seed: int, **options: object
+) -> list[ForecastEvent]:
+    """Nearly any token that the grammar allows, as likely as any other."""
+    ways = {"tokens": 200, "seed": seed, "temperature": 100.0, "top_p": 1.0} | LEAVES
+    return forecast(model, events, subject, **(ways | options))
 
 
 def test_the_same_seed_the_same_forecast(model: Path, events: Path, subject: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import set_seed
 
 from ehrmamba_hf.corpus.encode import RecordEncoder, index_time
@@ -14,9 +15,6 @@ from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.modeling import EHRMambaForCausalLM
 from ehrmamba_hf.timelines import Record, VisitRules, iter_records
-from ehrmamba_hf.tokenization.grammar_ehrmamba import TYPE_ID
-
-NEVER_IN_A_RECORD = {TYPE_ID[name] for name in ("PAD", "CLS", "task")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,7 @@ def forecast(
     subject: str,
     *,
     tokens: int = 32,
+    weeks: float | None = None,
     at: str | None = None,
     seed: int = 0,
     rules: VisitRules | None = None,
@@ -51,54 +50,74 @@ def forecast(
 ) -> list[ForecastEvent]:
     """Continue one patient's record.
 
+    The forecast keeps to the grammar of a sequence: each visit has a start, events and an end, and
+    then comes an interval.
+
     Args:
         model: a model's folder, pretrained, or finetuned with a forecasting loss.
         events: an events folder.
         subject: the patient's `subject_id`, or the id at the source.
-        tokens: how many tokens to forecast.
+        tokens: how many tokens to forecast, at most.
+        weeks: how far ahead to forecast: the first interval that reaches it is the last token.
         at: an ISO time to forecast from, with what was known then; the end of the record by
             default.
         seed: of the sampling.
         rules: what counts as a visit; as in `prepare`.
         generation: passed to `generate()`; by default it samples with the settings of the
-            authors' code, temperature 0.8 and top-p 0.95.
+            authors' code, temperature 0.8 and top-p 0.95. A `logits_processor` takes the place of
+            the grammar, a `stopping_criteria` that of `weeks`.
 
     Raises:
-        InputError: no such patient, or one without any event.
+        InputError: no such patient, or one without any event; or weeks that are not above 0.
     """
+    return forecasts(
+        model,
+        events,
+        subject,
+        tokens=tokens,
+        weeks=weeks,
+        at=at,
+        seed=seed,
+        rules=rules,
+        **generation,
+    )[0]
+
+
+def forecasts(
+    model: Path,
+    events: Path,
+    subject: str,
+    *,
+    tokens: int = 32,
+    weeks: float | None = None,
+    at: str | None = None,
+    seed: int = 0,
+    rules: VisitRules | None = None,
+    **generation: Any,
+) -> list[list[ForecastEvent]]:
+    """Continue one patient's record in `num_return_sequences` ways: see `forecast`.
+
+    With `num_beams` and `do_sample=False` they are the likeliest that were found, best first.
+    """
+    if weeks is not None and weeks <= 0:
+        raise InputError(f"weeks: expected a number above 0, found {weeks}")
     tokenizer = load_tokenizer(model)
     record = _record(Path(events), subject, tokenizer.categories)
-    encoder = RecordEncoder(record, tokenizer, rules or VisitRules())
-    columns = encoder.columns(index_time(at))
+    columns = RecordEncoder(record, tokenizer, rules or VisitRules()).columns(index_time(at))
     if len(columns["input_ids"]) == 1:
         raise InputError("forecast: expected a patient with events, found none")
-    network = EHRMambaForCausalLM.from_pretrained(str(model)).eval()
-    finetuned = (network.config.architectures or [""])[0].endswith("ForSequenceClassification")
-    if finetuned and not network.config.forecasting_loss_weight:
-        raise InputError(
-            f"{model}: expected a pretrained model, or one finetuned with a "
-            "forecasting_loss_weight, found one that was finetuned without it"
-        )
+    network = _network(model)
     set_seed(seed)
     prompt = tokenizer.pad({k: [v] for k, v in columns.items()}, return_tensors="pt")
-    # transformers would keep the 50 likeliest tokens only, if not told otherwise.
-    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
-    settings = {**sampling, **generation}
-    never = [i for i, kind in enumerate(tokenizer.token_types) if kind in NEVER_IN_A_RECORD]
-    never += [tokenizer.mask_token_id, tokenizer.unk_token_id]
-    with torch.inference_mode():
-        output = network.generate(
-            **prompt, max_new_tokens=tokens, suppress_tokens=never, **settings
-        )
-        given = {k: v for k, v in prompt.items() if k not in ("input_ids", "attention_mask")}
-        full = network.backbone.embeddings.derive(output, torch.ones_like(output), **given)
-    start = len(columns["input_ids"])
+    output, full = _continue(network, dict(prompt), tokens, weeks, generation)
     last_week = max(columns["time_stamps"])
     return [
-        _event(
-            tokenizer, int(output[0, i]), {k: v[0, i].item() for k, v in full.items()}, last_week
-        )
-        for i in range(start, output.shape[1])
+        [
+            _event(tokenizer, token, {k: v[row, i].item() for k, v in full.items()}, last_week)
+            for i, token in enumerate(tokens_of_row)
+            if i >= len(columns["input_ids"]) and token != tokenizer.pad_token_id
+        ]
+        for row, tokens_of_row in enumerate(output.tolist())
     ]
 
 
@@ -116,6 +135,52 @@ def forecast_lines(events: Sequence[ForecastEvent]) -> list[str]:
             where = f"{weeks:+.1f} weeks  age {event.age:.1f}  visit {event.visit}  "
         lines.append(where + event.text)
     return lines
+
+
+def _network(model: Path) -> Any:
+    """The language model of a folder, if it has learnt to forecast."""
+    network = EHRMambaForCausalLM.from_pretrained(str(model)).eval()
+    finetuned = (network.config.architectures or [""])[0].endswith("ForSequenceClassification")
+    if finetuned and not network.config.forecasting_loss_weight:
+        raise InputError(
+            f"{model}: expected a pretrained model, or one finetuned with a "
+            "forecasting_loss_weight, found one that was finetuned without it"
+        )
+    return network
+
+
+def _continue(
+    network: Any,
+    prompt: dict[str, Any],
+    tokens: int,
+    weeks: float | None,
+    generation: dict[str, Any],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sequences that begin with the prompt, (sequences, length), and their attributes."""
+    pad = network.config.pad_token_id
+    ends = generation.get("eos_token_id") or []
+    settings: dict[str, Any] = {
+        # transformers would keep the 50 likeliest tokens only, if not told otherwise.
+        **{"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0},
+        # Under the grammar, so that a beam does not lose by a token that it could not but take.
+        "renormalize_logits": True,
+        "logits_processor": [network.sequence_grammar()],
+        **generation,
+        # No token's own end: what comes first here fills the rows that end before others.
+        "eos_token_id": [pad, *(ends if isinstance(ends, list) else [ends])],
+    }
+    if weeks is not None:
+        horizon = network.horizon(weeks, prompt["input_ids"].shape[1])
+        settings.setdefault("stopping_criteria", [horizon])
+    with torch.inference_mode():
+        output: Any = network.generate(**prompt, max_new_tokens=tokens, **settings)
+        given = {
+            name: column.expand(len(output), -1)
+            for name, column in prompt.items()
+            if name not in ("input_ids", "attention_mask")
+        }
+        mask = (output != pad).long()
+        return output, network.backbone.embeddings.derive(output, mask, **given)
 
 
 def _event(tokenizer: Any, token_id: int, columns: dict[str, Any], last: float) -> ForecastEvent:

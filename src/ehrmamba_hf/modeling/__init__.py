@@ -14,6 +14,8 @@ from transformers import (
 
 from ehrmamba_hf.modeling.attributes_ehrmamba import ATTRIBUTES, derive_attributes
 from ehrmamba_hf.modeling.configuration_ehrmamba import EHRMambaConfig
+from ehrmamba_hf.modeling.generation_ehrmamba import HorizonCriteria, SequenceGrammarProcessor
+from ehrmamba_hf.modeling.history_ehrmamba import EHRMambaHistory
 from ehrmamba_hf.modeling.modeling_ehrmamba import (
     EHRMambaForCausalLM,
     EHRMambaForSequenceClassification,
@@ -34,8 +36,11 @@ __all__ = [
     "EHRMambaConfig",
     "EHRMambaForCausalLM",
     "EHRMambaForSequenceClassification",
+    "EHRMambaHistory",
     "EHRMambaModel",
     "EHRMambaPreTrainedModel",
+    "HorizonCriteria",
+    "SequenceGrammarProcessor",
     "derive_attributes",
     "selective_scan",
 ]

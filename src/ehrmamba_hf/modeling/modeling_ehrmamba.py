@@ -15,7 +15,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attributes_ehrmamba import ATTRIBUTES, TASK
 from .configuration_ehrmamba import EHRMambaConfig
+from .continuation_ehrmamba import EHRMambaHistoryMixin, EHRMambaHistoryPredictionMixin
 from .embeddings_ehrmamba import EHRMambaEmbeddings, EHRMambaSineFeatures
+from .generation_ehrmamba import EHRMambaGenerationMixin
 from .mixer_ehrmamba import EHRMambaMixer
 from .packing_ehrmamba import begins_patient, last_of_each_patient, places_in_row
 
@@ -106,7 +108,7 @@ class EHRMambaBlock(GradientCheckpointingLayer):
         return residual + mixed
 
 
-class EHRMambaPreTrainedModel(PreTrainedModel):
+class EHRMambaPreTrainedModel(EHRMambaHistoryMixin, PreTrainedModel):
     """Weight initialisation, loading and vocabulary handling that all EHRMamba models share."""
 
     config: EHRMambaConfig
@@ -317,7 +319,7 @@ def _expect_attributes(given: dict[str, Tensor | None], length: int) -> None:
         )
 
 
-class EHRMambaForCausalLM(EHRMambaPreTrainedModel, GenerationMixin):
+class EHRMambaForCausalLM(EHRMambaGenerationMixin, EHRMambaPreTrainedModel, GenerationMixin):
     """Next-token prediction over patient sequences: the pretraining task, and forecasting."""
 
     _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.concept.weight"}
@@ -469,7 +471,7 @@ class EHRMambaClassificationHead(nn.Module):
         return self.out_proj(self.dropout(pooled))
 
 
-class EHRMambaForSequenceClassification(EHRMambaPreTrainedModel):
+class EHRMambaForSequenceClassification(EHRMambaHistoryPredictionMixin, EHRMambaPreTrainedModel):
     """A label for a whole sequence, read at its last real token.
 
     Under multitask prompted finetuning that is the task's token, and one logit serves all tasks
