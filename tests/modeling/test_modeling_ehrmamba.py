@@ -181,41 +181,6 @@ def test_a_language_head_without_a_loss_is_frozen_before_and_after_loading(
         assert found.classifier.out_proj.weight.requires_grad
 
 
-@pytest.mark.parametrize("cls", [EHRMambaForCausalLM, EHRMambaForSequenceClassification])
-def test_a_bfloat16_autocast_step_is_close_and_finite(
-    cls: type, tiny_config: Config, make_ids: Ids
-) -> None:
-    torch.manual_seed(0)
-    still = {"embedding_dropout": 0.0, "classifier_dropout": 0.0, "forecasting_loss_weight": 0.1}
-    model = cls(tiny_config(**still)).train()
-    ids = torch.stack([make_ids(30, seed) for seed in range(2)])
-    ids[0, 20:] = 0
-    labels = ids if cls is EHRMambaForCausalLM else torch.tensor([0.0, 1.0])
-    expected = model(ids, labels=labels).loss
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(ids, labels=labels).loss
-    loss.backward()
-    assert loss.dtype == torch.float32 and abs(loss - expected) < 0.02 * expected
-    assert all(w.grad.isfinite().all() for w in model.parameters())
-
-
-def test_a_narrow_folder_loads_narrow_and_keeps_its_tables(
-    tiny_config: Config, make_ids: Ids, tmp_path: Path
-) -> None:
-    model = EHRMambaForSequenceClassification(tiny_config()).eval().to(torch.bfloat16)
-    model.set_token_types([9] * 19)
-    model.save_pretrained(tmp_path)
-    loaded = EHRMambaForSequenceClassification.from_pretrained(
-        tmp_path, dtype="auto", device_map="cpu"
-    ).eval()
-    tables = loaded.backbone.embeddings
-    assert loaded.dtype == torch.bfloat16
-    assert tables.token_type_table.dtype == torch.int8 and tables.token_type_table[41] == 9
-    assert tables.interval_days_table[8] == 10.5
-    ids = make_ids(30)[None]
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-
-
 def test_a_finetuned_head_gives_way_to_one_of_other_labels(
     tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -334,17 +299,6 @@ def test_a_causal_checkpoint_becomes_a_classifier(tiny_config: Config, tmp_path:
     assert classifier.classifier.out_proj.weight.shape == (3, 24)
     for name, weight in causal.backbone.state_dict().items():
         assert torch.equal(classifier.backbone.state_dict()[name], weight), name
-
-
-def test_a_bfloat16_model_stays_close(tiny_config: Config, make_ids: Ids) -> None:
-    torch.manual_seed(0)
-    model = EHRMambaForCausalLM(tiny_config()).eval()
-    ids = make_ids(30)[None]
-    expected = model(ids).logits
-    narrow = model.to(torch.bfloat16)(ids)
-    assert narrow.logits.dtype == torch.bfloat16
-    assert narrow.cache_params.layers[0].recurrent_states[0].dtype == torch.float32
-    assert (narrow.logits.float() - expected).abs().mean() < 0.02 * expected.std()
 
 
 def test_initialisation_is_seeded_and_as_in_the_mamba_paper(tiny_config: Config) -> None:

@@ -19,6 +19,25 @@ from .convolution_ehrmamba import causal_conv, last_real_columns, move_state_ove
 from .selective_scan_ehrmamba import selective_scan
 
 
+class EHRMambaConv1d(nn.Conv1d):
+    """The parameters of a depthwise convolution, applied along time; see `causal_conv`."""
+
+    def forward(self, window: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(batch, kernel + length, channels) to (batch, length, channels)."""
+        return causal_conv(window, self.weight, self.bias, positions)
+
+
+class EHRMambaStepProjection(nn.Linear):
+    """Step sizes before the softplus, in float32.
+
+    Their bias is some -5, at which bfloat16 has steps of 0.03: a step size would be off by 3 %.
+    """
+
+    def forward(self, step: Tensor) -> Tensor:
+        """(..., rank) to (..., channels)."""
+        return F.linear(step, self.weight).float() + self.bias.float()
+
+
 class EHRMambaMixer(nn.Module):
     """Selective state space layer (Mamba paper, section 3.4 and figure 3).
 
@@ -34,12 +53,12 @@ class EHRMambaMixer(nn.Module):
         channels, states = config.intermediate_size, config.state_size
         self.time_step_rank = int(config.time_step_rank)
         self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=config.use_bias)
-        self.conv1d = nn.Conv1d(
+        self.conv1d = EHRMambaConv1d(
             channels, channels, config.conv_kernel, groups=channels, bias=config.use_conv_bias
         )
         self.act = ACT2FN[config.hidden_act]
         self.x_proj = nn.Linear(channels, self.time_step_rank + 2 * states, bias=False)
-        self.dt_proj = nn.Linear(self.time_step_rank, channels, bias=True)
+        self.dt_proj = EHRMambaStepProjection(self.time_step_rank, channels)
         self.A_log = nn.Parameter(torch.empty(channels, states))
         self.D = nn.Parameter(torch.empty(channels))
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
@@ -101,7 +120,7 @@ class EHRMambaMixer(nn.Module):
         step, B, C = self.x_proj(x).split(
             [self.time_step_rank, self.config.state_size, self.config.state_size], dim=-1
         )
-        delta = F.softplus(F.linear(step, self.dt_proj.weight).float() + self.dt_proj.bias.float())
+        delta = F.softplus(self.dt_proj(step))
         # A step of zero length carries the state over padding as it is.
         delta = _blank(delta, mask)
         A = -torch.exp(self.A_log.float())
@@ -146,7 +165,7 @@ class EHRMambaMixer(nn.Module):
         if cache is not None:
             last = last_real_columns(window, attention_mask, positions, kernel).transpose(1, 2)
             cache.update_conv_state(last, self.layer_idx, conv_kernel_size=kernel)
-        return self.act(causal_conv(window, self.conv1d.weight, self.conv1d.bias, positions))
+        return self.act(self.conv1d(window, positions))
 
 
 def _blank(states: Tensor, mask: Tensor | None) -> Tensor:
