@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ehrmamba_hf.modeling import EHRMambaConfig, EHRMambaForCausalLM
+from ehrmamba_hf.modeling import (
+    EHRMambaConfig,
+    EHRMambaForCausalLM,
+    EHRMambaForSequenceClassification,
+)
 
 Config = Callable[..., EHRMambaConfig]
 Ids = Callable[..., Tensor]
