@@ -40,6 +40,13 @@ def test_forecast(finetuned):
     assert len(out.splitlines()) == 2 + 2 * 24
 
 
+def test_keep_a_history(finetuned):
+    lines = run("4_keep_a_history.py", str(finetuned.mpf)).splitlines()
+    first, second = lines[0], lines[len(lines) // 2]
+    assert "after 3 tokens" in first and "after 7 tokens" in second
+    assert first.split(", ")[-1] == second.split(", ")[-1]  # the bytes
+
+
 def test_each_example_is_short_and_tested():
     for file in EXAMPLES.glob("*.py"):
         assert len(file.read_text().splitlines()) <= 80
