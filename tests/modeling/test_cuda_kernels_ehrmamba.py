@@ -53,16 +53,17 @@ def test_tensors_on_the_cpu_never_reach_a_cuda_kernel(
 
 def test_the_backend_is_chosen_by_device_and_dtype_at_each_call(installed: None) -> None:
     choose = selective_scan_ehrmamba.backend_name
-    assert choose("cuda", torch.float32) == "cuda"
-    assert choose("cuda", torch.float64) == "torch"
-    assert choose("mps", torch.float32) == "torch"
-    assert choose("cpu", torch.float32) in ("torch", "native")
-    assert choose("cpu", torch.float64) == "torch"
+    assert choose("cuda", torch.float32, 16) == "cuda"
+    assert choose("cuda", torch.float64, 16) == "torch"
+    assert choose("mps", torch.float32, 16) == "torch"
+    assert choose("cpu", torch.float32, 16) in ("torch", "native")
+    assert choose("cpu", torch.float64, 16) == "torch"
+    assert choose("cuda", torch.float32, 257) == choose("cpu", torch.float32, 257) == "torch"
 
 
 def test_without_them_cuda_takes_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_kernels_ehrmamba, "_selective_scan_fn", lambda: None)
-    assert selective_scan_ehrmamba.backend_name("cuda", torch.float32) == "torch"
+    assert selective_scan_ehrmamba.backend_name("cuda", torch.float32, 16) == "torch"
 
 
 def test_kernels_of_causal_conv1d_have_two_to_four_columns(installed: None) -> None:

@@ -54,7 +54,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         stand_in = lambda: stock_selective_scan_fn  # noqa: E731
         monkeypatch.setattr(cuda_kernels_ehrmamba, "_selective_scan_fn", stand_in)
 
-    def choose(device: str, dtype: torch.dtype) -> str:
+    def choose(device: str, dtype: torch.dtype, states: int) -> str:
         return request.param if dtype == torch.float32 else "torch"
 
     monkeypatch.setattr(selective_scan_ehrmamba, "backend_name", choose)

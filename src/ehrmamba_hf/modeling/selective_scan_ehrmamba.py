@@ -26,6 +26,10 @@ except ImportError:  # a copy of this file that came with a model, without the p
     native = None  # type: ignore[assignment]
 
 
+# What mamba_ssm and the native library take; plain torch takes any number.
+MOST_STATES = 256
+
+
 class Backend(NamedTuple):
     """One way to compute the scan.
 
@@ -54,18 +58,20 @@ if native is not None:
 
 # torch.compile asks once instead of looking inside, where a library may have to be built.
 @torch.compiler.assume_constant_result
-def backend_name(device: str, dtype: torch.dtype) -> str:
-    """The backend for tensors of a dtype where they are now, whatever is installed.
+def backend_name(device: str, dtype: torch.dtype, states: int) -> str:
+    """The backend for tensors where they are now, whatever is installed.
 
     Args:
         device: the type of the tensors' device.
         dtype: of the state.
+        states: for each channel.
     """
-    if dtype == torch.float32:
-        if device == "cuda" and has_cuda_scan():
-            return "cuda"
-        if device == "cpu" and native is not None and native.available():
-            return "native"
+    if dtype != torch.float32 or states > MOST_STATES:
+        return "torch"
+    if device == "cuda" and has_cuda_scan():
+        return "cuda"
+    if device == "cpu" and native is not None and native.available():
+        return "native"
     return "torch"
 
 
@@ -110,13 +116,15 @@ def selective_scan(
         torch.Size([1, 1, 1])
     """
     _check(x, delta=delta, A=A, B=B, C=C, D=D, initial_state=initial_state, resets=resets)
-    if x.shape[1] == 1 and not torch.is_grad_enabled():
-        return _one_step(x, delta, A, B, C, D, initial_state, resets)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if initial_state is None:
         initial_state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype)
     initial_state = initial_state.to(dtype)
-    name = backend_name(x.device.type, dtype)
+    name = backend_name(x.device.type, dtype, A.shape[1])
+    if x.shape[1] == 1 and not torch.is_grad_enabled():
+        if name == "native" and resets is None and not torch.compiler.is_compiling():
+            return _native_step(x, delta, A, B, C, D, initial_state)
+        return _one_step(x, delta, A, B, C, D, initial_state, resets)
     if name == "cuda":
         return cuda_scan(x, delta, A, B, C, D, initial_state, resets)
     chunk = BACKENDS[name].chunk(x, A)
@@ -149,6 +157,15 @@ def _check(x: Tensor, **tensors: Tensor | None) -> None:
         raise ValueError(f"selective_scan: resets are {resets.dtype}, expected torch.bool")
 
 
+def _native_step(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position, by the native library, which writes the new state over the old one."""
+    state = state.clone(memory_format=torch.contiguous_format)
+    y = native.step(state, x.squeeze(1), delta.squeeze(1), A, B.squeeze(1), C.squeeze(1), D)
+    return y.unsqueeze(1), state
+
+
 def _one_step(
     x: Tensor,
     delta: Tensor,
@@ -156,22 +173,17 @@ def _one_step(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    state: Tensor | None,
+    state: Tensor,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One position, as when decoding: the recurrence as it is written."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        wide, step, B, C, A, D = (t.to(dtype) for t in (x, delta, B, C, A, D))
+        wide, step, B, C, A, D = (t.to(state.dtype) for t in (x, delta, B, C, A, D))
         wide, step = wide.transpose(1, 2), step.transpose(1, 2)
-        gained = (step * wide) * B
-        if state is None:
-            state = gained
-        else:
-            decay = torch.exp(step * A)
-            if resets is not None:
-                decay = decay.masked_fill(resets.unsqueeze(-1), 0.0)
-            state = torch.addcmul(gained, decay, state.to(dtype))
+        decay = torch.exp(step * A)
+        if resets is not None:
+            decay = decay.masked_fill(resets.unsqueeze(-1), 0.0)
+        state = torch.addcmul((step * wide) * B, decay, state)
         y = torch.matmul(state, C.transpose(1, 2)) + D.unsqueeze(-1) * wide
     return y.transpose(1, 2).to(x.dtype), state
 
@@ -195,7 +207,7 @@ def _scan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, torch.float32)
-    backend = BACKENDS[backend_name(x.device.type, dtype)]
+    backend = BACKENDS[backend_name(x.device.type, dtype, A.shape[1])]
     with torch.autocast(x.device.type, enabled=False):
         return backend.forward(x, delta, A, B, C, D, initial_state, resets, chunk, keep)
 
@@ -238,7 +250,7 @@ def _scan_backward(
     starts: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    backend = BACKENDS[backend_name(x.device.type, starts.dtype)]
+    backend = BACKENDS[backend_name(x.device.type, starts.dtype, A.shape[1])]
     inputs = (x, delta, A, B, C, D, initial_state, resets, starts, chunk)
     with torch.autocast(x.device.type, enabled=False):
         return backend.backward(grad_y, grad_state, *inputs)  # type: ignore[return-value]
