@@ -42,9 +42,8 @@ def causal_conv(
     if window.is_cuda and has_cuda_conv(kernel):
         return _on_cuda(window, weight, bias, positions)
     # The window holds one column more than a causal kernel looks back; transformers' layout.
-    mixed = window[:, kernel:] * weight[:, -1]
-    if bias is not None:
-        mixed = mixed + bias
+    present, last = window[:, kernel:], weight[:, -1]
+    mixed = present * last if bias is None else torch.addcmul(bias, present, last)
     for back in range(1, kernel):
         shifted = window[:, kernel - back : kernel - back + length]
         if positions is not None:

@@ -19,6 +19,7 @@ from .attributes_ehrmamba import (
     derive_attributes,
 )
 from .configuration_ehrmamba import EHRMambaConfig
+from .linear_ehrmamba import EHRMambaLinear
 
 HOURS_PER_DAY = 24.0
 
@@ -62,7 +63,7 @@ class EHRMambaEmbeddings(nn.Module):
         self.concept = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.time = EHRMambaSineFeatures(sines)
         self.age = EHRMambaSineFeatures(sines)
-        self.fusion = nn.Linear(width + 2 * sines, width)
+        self.fusion = EHRMambaLinear(width + 2 * sines, width)
         self.activation = ACT2FN[config.embedding_activation or "linear"]
         self.token_type = nn.Embedding(config.type_vocab_size, width)
         self.visit_order = nn.Embedding(config.max_visit_orders + 1, width)

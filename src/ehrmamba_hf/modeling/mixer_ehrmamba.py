@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from .configuration_ehrmamba import EHRMambaConfig
 from .convolution_ehrmamba import causal_conv, last_real_columns, move_state_over_left_padding
+from .linear_ehrmamba import EHRMambaLinear
 from .selective_scan_ehrmamba import selective_scan
 
 
@@ -27,7 +28,7 @@ class EHRMambaConv1d(nn.Conv1d):
         return causal_conv(window, self.weight, self.bias, positions)
 
 
-class EHRMambaStepProjection(nn.Linear):
+class EHRMambaStepProjection(EHRMambaLinear):
     """Step sizes before the softplus, in float32.
 
     Their bias is some -5, at which bfloat16 has steps of 0.03: a step size would be off by 3 %.
@@ -35,7 +36,7 @@ class EHRMambaStepProjection(nn.Linear):
 
     def forward(self, step: Tensor) -> Tensor:
         """(..., rank) to (..., channels)."""
-        return F.linear(step, self.weight).float() + self.bias.float()
+        return self.product(step, None).float() + self.bias.float()
 
 
 class EHRMambaMixer(nn.Module):
@@ -52,16 +53,16 @@ class EHRMambaMixer(nn.Module):
         self.layer_idx = layer_idx
         channels, states = config.intermediate_size, config.state_size
         self.time_step_rank = int(config.time_step_rank)
-        self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=config.use_bias)
+        self.in_proj = EHRMambaLinear(config.hidden_size, 2 * channels, bias=config.use_bias)
         self.conv1d = EHRMambaConv1d(
             channels, channels, config.conv_kernel, groups=channels, bias=config.use_conv_bias
         )
         self.act = ACT2FN[config.hidden_act]
-        self.x_proj = nn.Linear(channels, self.time_step_rank + 2 * states, bias=False)
+        self.x_proj = EHRMambaLinear(channels, self.time_step_rank + 2 * states, bias=False)
         self.dt_proj = EHRMambaStepProjection(self.time_step_rank, channels)
         self.A_log = nn.Parameter(torch.empty(channels, states))
         self.D = nn.Parameter(torch.empty(channels))
-        self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
+        self.out_proj = EHRMambaLinear(channels, config.hidden_size, bias=config.use_bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

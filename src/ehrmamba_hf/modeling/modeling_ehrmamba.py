@@ -18,6 +18,7 @@ from .configuration_ehrmamba import EHRMambaConfig
 from .continuation_ehrmamba import EHRMambaHistoryMixin, EHRMambaHistoryPredictionMixin
 from .embeddings_ehrmamba import EHRMambaEmbeddings, EHRMambaSineFeatures
 from .generation_ehrmamba import EHRMambaGenerationMixin
+from .linear_ehrmamba import EHRMambaLinear
 from .mixer_ehrmamba import EHRMambaMixer
 from .packing_ehrmamba import begins_patient, last_of_each_patient, places_in_row
 
@@ -328,7 +329,7 @@ class EHRMambaForCausalLM(EHRMambaGenerationMixin, EHRMambaPreTrainedModel, Gene
     def __init__(self, config: EHRMambaConfig) -> None:
         super().__init__(config)
         self.backbone = EHRMambaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = EHRMambaLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -490,7 +491,7 @@ class EHRMambaForSequenceClassification(EHRMambaHistoryPredictionMixin, EHRMamba
         self.num_labels = config.num_labels or 1
         self.backbone = EHRMambaModel(config)
         self.classifier = EHRMambaClassificationHead(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = EHRMambaLinear(config.hidden_size, config.vocab_size, bias=False)
         self._freeze_unused_head()
         self.post_init()
 
