@@ -5,9 +5,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from ehrmamba_hf import native
 from ehrmamba_hf.modeling import (
     EHRMambaConfig,
     EHRMambaForCausalLM,
@@ -109,3 +111,14 @@ def test_loading_a_copy_again_changes_nothing(
             importlib.reload(sys.modules[name])
         losses.append(loaded.from_pretrained(tmp_path).eval()(ids, labels=ids).loss)
     assert torch.equal(*losses)
+
+
+def test_a_copy_does_without_a_native_library_of_another_interface(
+    tiny_config: Callable[..., EHRMambaConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "INTERFACE", 2)
+    EHRMambaForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    reference = "modeling_ehrmamba.EHRMambaForCausalLM"
+    loaded = get_class_from_dynamic_module(reference, str(tmp_path))
+    scan = sys.modules[loaded.__module__.replace("modeling_", "selective_scan_")]
+    assert scan.native is None and set(scan.BACKENDS) == {"torch"}

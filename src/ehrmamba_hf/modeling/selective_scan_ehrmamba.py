@@ -24,7 +24,9 @@ try:
     from ehrmamba_hf import native
 except ImportError:  # a copy of this file that came with a model, without the package
     native = None  # type: ignore[assignment]
-
+# Such a copy can also meet a package of another time, whose functions are called otherwise.
+if getattr(native, "INTERFACE", None) != 1:
+    native = None  # type: ignore[assignment]
 
 # What mamba_ssm and the native library take; plain torch takes any number.
 MOST_STATES = 256
@@ -49,9 +51,7 @@ def _native_chunk(x: Tensor, A: Tensor) -> int:
     return native.chunk_length(batch, length, channels, A.shape[1])
 
 
-BACKENDS = {
-    "torch": Backend(chunked_scan, chunked_scan_backward, chunk_length),
-}
+BACKENDS = {"torch": Backend(chunked_scan, chunked_scan_backward, chunk_length)}
 if native is not None:
     BACKENDS["native"] = Backend(native.forward, native.backward, _native_chunk)
 

@@ -3,7 +3,11 @@
 from ehrmamba_hf.native.library import NativeUnavailableError, available, why_not
 from ehrmamba_hf.native.scan import backward, chunk_length, forward, step, supports
 
+INTERFACE = 1
+"""Changes with the arguments or results of these functions: copies of the model's code ask it."""
+
 __all__ = [
+    "INTERFACE",
     "NativeUnavailableError",
     "available",
     "backward",
