@@ -213,18 +213,8 @@ def _scan(
 
 
 @_scan.register_fake
-def _(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None,
-    chunk: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, chunk, keep = others
     batch, length, channels = x.shape
     dtype, states = torch.promote_types(x.dtype, torch.float32), A.shape[1]
     chunks = -(-length // chunk) if keep else 0
@@ -257,21 +247,8 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
-    chunk: int,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (x, delta, A, B, C, D, initial_state))
+def _(grad_y: Tensor, grad_state: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:7])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
