@@ -105,9 +105,8 @@ def inputs(events: Path, hospital: Hospital, moments: dict[int, datetime]) -> di
 
 
 def scores(hospital: Hospital, rows: dict[int, dict]) -> np.ndarray:
-    lengths = [len(row["input_ids"]) for row in rows.values()]
     model = load_classifier(hospital.model)
-    return probabilities(model, hospital.tokenizer, list(rows.values()), lengths, progress=False)
+    return probabilities(model, hospital.tokenizer, list(rows.values()), progress=False)
 
 
 # What came after an index time

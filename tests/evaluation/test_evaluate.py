@@ -59,9 +59,7 @@ def test_batches_change_no_probability_and_no_order(place: Path) -> None:
     examples = load_examples(place / "data", "test", tokenizer=tokenizer)
     table = score(classifier, tokenizer, examples, progress=False)
     assert table.column("boolean_value").to_pylist() == (examples.labels > 0).tolist()
-    alone = probabilities(
-        classifier, tokenizer, examples, examples.lengths, batch_size=1, progress=False
-    )
+    alone = probabilities(classifier, tokenizer, examples, batch_size=1, progress=False)
     assert table["probability"].to_pylist() == pytest.approx(alone.tolist(), abs=1e-6)
 
 

@@ -47,11 +47,6 @@ class TaskExamples(torch.utils.data.Dataset):
         columns = fit(columns, self.context_length, self.token_ids[index])
         return {**columns, "labels": [float(self.labels[index])]}
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each stored input; a prompt can make it one longer or two shorter."""
-        return np.asarray(self.inputs["length"])[self.rows]
-
 
 def load_tokenizer(folder: Path) -> EHRMambaTokenizer:
     """The tokenizer of a data folder or a model folder.

@@ -73,9 +73,8 @@ def predict(
     records = tqdm(iter_records(Path(events), tokenizer.categories), total=total, **bar)
     tables = [PATIENT_SCHEMA.empty_table()]
     for chunk in chunks(_questions(records, asked, tokenizer, rules or VisitRules(), moment), 1024):
-        lengths = [len(columns["input_ids"]) for *_, columns in chunk]
         inputs = [columns for *_, columns in chunk]
-        scores = probabilities(classifier, tokenizer, inputs, lengths, progress=False)
+        scores = probabilities(classifier, tokenizer, inputs, progress=False)
         keys = list(zip(*[row[:4] for row in chunk], strict=True))
         times = pa.array(keys[2], pa.int64()).cast(pa.timestamp("us"))
         arrays = [pa.array(keys[0]), pa.array(keys[1]), times, pa.array(scores), pa.array(keys[3])]

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ehrmamba_hf.corpus import TaskExamples
+from ehrmamba_hf.corpus import PackingCollator, TaskExamples
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.evaluation.predictions import PREDICTION_SCHEMA
 from ehrmamba_hf.modeling import EHRMambaForSequenceClassification
@@ -43,22 +43,18 @@ def probabilities(
     model: PreTrainedModel,
     tokenizer: EHRMambaTokenizer,
     rows: Sequence[Mapping[str, Any]] | TaskExamples,
-    lengths: Sequence[int] | np.ndarray,
     *,
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
-    """The model's probability for each prompted input, (n,) float64, in the inputs' order.
-
-    Inputs of like length share a batch, which changes no probability and saves most padding.
-    """
-    result = np.zeros(len(lengths))
-    batches = np.array_split(np.argsort(lengths, kind="stable"), -(-len(lengths) // batch_size))
-    for batch in tqdm(batches, "score", unit=" batches", leave=False, disable=not progress):
-        features = [{k: v for k, v in rows[int(i)].items() if k != "labels"} for i in batch]
-        inputs = tokenizer.pad(features, return_tensors="pt").to(model.device)
-        result[batch] = torch.sigmoid(model(**inputs).logits[:, 0].float()).cpu().numpy()
-    return result
+    """The model's probability for each prompted input, (n,) float64, in the inputs' order."""
+    collate, found = PackingCollator(tokenizer), [np.zeros(0)]
+    starts = range(0, len(rows), batch_size)
+    for start in tqdm(starts, "score", unit=" batches", leave=False, disable=not progress):
+        batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+        inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+        found.append(torch.sigmoid(model(**inputs).logits[:, 0].double()).cpu().numpy())
+    return np.concatenate(found)
 
 
 def score(
@@ -71,7 +67,7 @@ def score(
     """Predictions (PREDICTION_SCHEMA) for labelled examples."""
     if not len(examples):
         return PREDICTION_SCHEMA.empty_table()
-    scores = probabilities(model, tokenizer, examples, examples.lengths, progress=progress)
+    scores = probabilities(model, tokenizer, examples, progress=progress)
     table = examples.table.append_column("probability", pa.array(scores))
     return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
 
