@@ -73,6 +73,7 @@ def test_parts_of_a_tensor_are_made_contiguous_first(
 
 
 @needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of the flags that turn oneDNN off
 def test_other_dtypes_and_autocast_are_left_to_torch(calls: list) -> None:
     layer, x = EHRMambaLinear(7, 11), torch.randn(5, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,6 +1,5 @@
 """EHRMamba: backbone, causal language model and sequence classifier for patient sequences."""
 
-from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
@@ -20,56 +19,12 @@ from .embeddings_ehrmamba import EHRMambaEmbeddings, EHRMambaSineFeatures
 from .generation_ehrmamba import EHRMambaGenerationMixin
 from .linear_ehrmamba import EHRMambaLinear
 from .mixer_ehrmamba import EHRMambaMixer
+from .outputs_ehrmamba import (
+    EHRMambaCausalLMOutput,
+    EHRMambaOutput,
+    EHRMambaSequenceClassifierOutput,
+)
 from .packing_ehrmamba import begins_patient, last_of_each_patient, places_in_row
-
-
-@dataclass
-class EHRMambaOutput(ModelOutput):
-    """Output of the backbone.
-
-    Args:
-        last_hidden_state: after the final norm, (batch, length, hidden).
-        cache_params: the states after the last real token of each row.
-        hidden_states: embeddings, then each layer's output, the last one normed.
-    """
-
-    last_hidden_state: Tensor | None = None
-    cache_params: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class EHRMambaCausalLMOutput(ModelOutput):
-    """Output of the language model.
-
-    Args:
-        loss: mean cross-entropy of the next tokens that are not padding.
-        logits: (batch, length, vocab).
-        cache_params: the states after the last real token of each row.
-        hidden_states: embeddings, then each layer's output, the last one normed.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    cache_params: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class EHRMambaSequenceClassifierOutput(ModelOutput):
-    """Output of the sequence classifier.
-
-    Args:
-        loss: by the configured problem type; binary cross-entropy for one label.
-        logits: (batch, num_labels), before the sigmoid or softmax.
-        cache_params: the states after the last real token of each row.
-        hidden_states: embeddings, then each layer's output, the last one normed.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    cache_params: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class EHRMambaRMSNorm(nn.Module):
