@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from transformers import DataCollatorWithFlattening
 
 from ehrmamba_hf.modeling import (
     ATTRIBUTES,
@@ -86,6 +87,24 @@ def test_a_row_can_be_cut_anywhere_and_continued(
     cache = None if starts_anew else first.cache_params
     second = lm(**rest, cache_params=cache).logits
     torch.testing.assert_close(torch.cat([first.logits, second], 1), whole, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("return_seq_idx", [True, False])
+def test_transformers_own_packing_collator_is_understood(
+    return_seq_idx: bool, lm: EHRMambaForCausalLM, patients: list[Tensor]
+) -> None:
+    """By default it tells the patients apart by `position_ids` alone, which Mamba ignores."""
+    collate = DataCollatorWithFlattening(return_tensors="pt", return_seq_idx=return_seq_idx)
+    batch = collate([{"input_ids": row.tolist()} for row in patients])
+    assert ("seq_idx" in batch) == return_seq_idx
+    alone = [lm(row[None], labels=row[None]) for row in patients]
+    found = lm(**batch)
+    expected = torch.cat([output.logits[0] for output in alone])
+    torch.testing.assert_close(found.logits[0], expected, **CLOSE)
+    weighed = [o.loss * (n - 1) for o, n in zip(alone, LENGTHS, strict=True) if n > 1]
+    mean = sum(weighed) / (sum(LENGTHS) - len(LENGTHS))
+    torch.testing.assert_close(found.loss, mean, **CLOSE)
 
 
 @torch.no_grad()

@@ -24,7 +24,12 @@ from .outputs_ehrmamba import (
     EHRMambaOutput,
     EHRMambaSequenceClassifierOutput,
 )
-from .packing_ehrmamba import begins_patient, last_of_each_patient, places_in_row
+from .packing_ehrmamba import (
+    begins_patient,
+    last_of_each_patient,
+    numbered_patients,
+    places_in_row,
+)
 
 
 class EHRMambaRMSNorm(nn.Module):
@@ -192,7 +197,8 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
                 or longer, of which the last columns are taken; by default, ids other than PAD.
             seq_idx: where several patients share a row, the number of each position's patient,
                 (batch, length): a new one begins wherever it changes, and sees nothing of those
-                before it. As transformers' DataCollatorWithFlattening gives it.
+                before it. As transformers' DataCollatorWithFlattening gives it; its `position_ids`
+                alone, 0 where a patient begins, do too.
             inputs_embeds: embedded tokens, (batch, length, hidden), instead of `input_ids` and all
                 attributes, as `model.embeddings` gives them.
             cache_params: states to continue from; they are updated in place.
@@ -221,6 +227,7 @@ class EHRMambaModel(EHRMambaPreTrainedModel):
         if use_cache and cache_params is None:
             cache_params = DynamicCache(config=self.config)
 
+        seq_idx = numbered_patients(seq_idx, kwargs.get("position_ids"))
         inputs = cast(Tensor, inputs_embeds if input_ids is None else input_ids)
         mask = self._mask(inputs, attention_mask)
         positions = (
@@ -327,6 +334,7 @@ class EHRMambaForCausalLM(EHRMambaGenerationMixin, EHRMambaPreTrainedModel, Gene
             return_dict: see EHRMambaModel.
             logits_to_keep: score only the last so many positions (0: all), or those given.
         """
+        seq_idx = numbered_patients(seq_idx, kwargs.get("position_ids"))
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         outputs = self.backbone(
@@ -502,6 +510,7 @@ class EHRMambaForSequenceClassification(EHRMambaHistoryPredictionMixin, EHRMamba
             output_hidden_states: see EHRMambaModel.
             return_dict: see EHRMambaModel.
         """
+        seq_idx = numbered_patients(seq_idx, kwargs.get("position_ids"))
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         outputs = self.backbone(

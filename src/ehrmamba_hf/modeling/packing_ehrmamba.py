@@ -5,6 +5,19 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
+def numbered_patients(seq_idx: Tensor | None, position_ids: Tensor | None) -> Tensor | None:
+    """`seq_idx`, or, where only `position_ids` tell the patients apart, numbers from those.
+
+    Collators of transformers that pack give the one or the other; a patient begins at each 0.
+
+    >>> numbered_patients(None, torch.tensor([[0, 1, 2, 0, 1]])).tolist()
+    [[1, 1, 1, 2, 2]]
+    """
+    if seq_idx is None and position_ids is not None:
+        return (position_ids == 0).cumsum(1)
+    return seq_idx
+
+
 def begins_patient(seq_idx: Tensor) -> Tensor:
     """True where another patient begins than the one before in the row, (batch, length).
 
@@ -47,4 +60,4 @@ def last_of_each_patient(
     return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
 
 
-__all__ = ["begins_patient", "last_of_each_patient", "places_in_row"]
+__all__ = ["begins_patient", "last_of_each_patient", "numbered_patients", "places_in_row"]
