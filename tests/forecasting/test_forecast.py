@@ -1,6 +1,8 @@
 """Forecasts: attributes that go on from the record's, the same again by seed, plain refusals."""
 
 import itertools
+import json
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -185,6 +187,17 @@ def test_a_finetuned_model_forecasts_where_it_learnt_to(
     check(forecast(mpf, events, subject, tokens=20), columns_of(mpf, events, subject))
     with pytest.raises(InputError, match="found one that was finetuned without it"):
         forecast(forgetful, events, subject, tokens=20)
+
+
+def test_a_converted_model_of_other_times_is_refused(
+    model: Path, events: Path, subject: str, tmp_path: Path
+) -> None:
+    """Its forecasts would be wrong without a sign: its times are differences between tokens."""
+    shutil.copytree(model, tmp_path / "converted")
+    file = tmp_path / "converted" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"learned_zero_rows": True}))
+    with pytest.raises(InputError, match="converted from the authors' code, whose times are"):
+        forecast(tmp_path / "converted", events, subject)
 
 
 def test_a_patient_that_nobody_knows(model: Path, events: Path) -> None:

@@ -140,6 +140,13 @@ def forecast_lines(events: Sequence[ForecastEvent]) -> list[str]:
 def _network(model: Path) -> Any:
     """The language model of a folder, if it has learnt to forecast."""
     network = EHRMambaForCausalLM.from_pretrained(str(model)).eval()
+    if network.config.learned_zero_rows:
+        # Checkpoints of the authors' code: their time column is the difference between tokens, so
+        # that a forecast from ours, weeks since the first event, would be wrong without a sign.
+        raise InputError(
+            f"{model}: expected a model of this package's time column, found one converted from "
+            "the authors' code, whose times are differences"
+        )
     finetuned = (network.config.architectures or [""])[0].endswith("ForSequenceClassification")
     if finetuned and not network.config.forecasting_loss_weight:
         raise InputError(

@@ -1,7 +1,7 @@
 """The selective scan in C++, compiled on demand: several times as quick as plain torch on a CPU."""
 
 from ehrmamba_hf.native.library import NativeUnavailableError, available, why_not
-from ehrmamba_hf.native.scan import backward, chunk_length, forward, step, supports
+from ehrmamba_hf.native.scan import backward, chunk_length, forward, step
 
 INTERFACE = 1
 """Changes with the arguments or results of these functions: copies of the model's code ask it."""
@@ -14,6 +14,5 @@ __all__ = [
     "chunk_length",
     "forward",
     "step",
-    "supports",
     "why_not",
 ]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ehrmamba_hf.native import library
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_STATES, MAX_THREADS = 256, 256  # the library's own bounds
 # Positions between two kept states: these take 1/4 of the memory of x for 16 states, and what the
 # backward pass rebuilds of a chunk, four arrays of (chunk, states) vectors, fits the L2 cache.
@@ -23,18 +22,6 @@ MIN_CHUNK = 8
 # Elements of (batch, length, channels, states) that are worth a thread of their own: an AVX-512
 # core computes so many in 0.1 ms, and starting a thread takes 0.03 ms.
 THREAD_ELEMENTS = 1 << 19
-
-
-def supports(*tensors: Tensor, states: int) -> bool:
-    """Whether the native scan takes these inputs; float64 and other devices it does not.
-
-    >>> supports(torch.zeros(1), torch.zeros(1).bfloat16(), states=16)
-    True
-    >>> supports(torch.zeros(1), torch.zeros(1).double(), states=16)
-    False
-    """
-    on_cpu = all(t.device.type == "cpu" and t.dtype in DTYPES for t in tensors)
-    return on_cpu and 1 <= states <= MAX_STATES
 
 
 def chunk_length(batch: int, length: int, channels: int, states: int) -> int:
