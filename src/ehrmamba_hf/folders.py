@@ -1,10 +1,12 @@
-"""Output folders and files that appear whole or not at all."""
+"""Output folders and files that appear whole or not at all, and runs that go on where they ended."""
 
 import fcntl
+import json
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ehrmamba_hf.errors import InputError
 
@@ -37,6 +39,50 @@ def staged(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Pat
             put_in_place(temporary, out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Path]:
+    """Like `staged`, but what a killed or failed run wrote is still there for the next.
+
+    Which of it can be used is for `finished_part` to say. Only an InputError, which another run
+    would meet again, takes it all away.
+    """
+    out = Path(out)
+    _expect_replaceable(out, marker, contents)
+    temporary, old = _sibling(out, "partial"), _sibling(out, "old")
+    with only_writer(out):
+        if old.exists() and not out.exists():  # killed between the two renames of put_in_place
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+        temporary.mkdir(exist_ok=True)
+        try:
+            yield temporary
+        except InputError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        put_in_place(temporary, out)
+
+
+def finish_part(file: Path, key: str, content: Any) -> None:
+    """Say that a part of a run is whole: what it counted, and the key of what it was made from.
+
+    Args:
+        file: the part's JSON file; its data files are in place already.
+        key: a hash of everything that the part depends on.
+        content: what JSON can hold.
+    """
+    with staged_file(file) as temporary:
+        temporary.write_text(json.dumps({"key": key, "content": content}), encoding="utf-8")
+
+
+def finished_part(file: Path, key: str) -> Any | None:
+    """The content of a part that was finished from the same key; None if it has to be made."""
+    try:
+        part = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return part["content"] if part["key"] == key else None
 
 
 @contextmanager
