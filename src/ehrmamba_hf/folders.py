@@ -1,4 +1,4 @@
-"""Output folders and files that appear whole or not at all, and runs that go on where they ended."""
+"""Output folders and files that appear whole or not at all, and runs that continue."""
 
 import fcntl
 import json
