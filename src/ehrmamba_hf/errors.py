@@ -11,3 +11,7 @@ class InputError(EHRMambaError):
 
 class SchemaError(EHRMambaError):
     """A record that crosses a stage's border breaks one of its rules."""
+
+
+class OutputError(EHRMambaError):
+    """A result cannot be written: the disk is full, or the folder is read-only."""

@@ -90,7 +90,7 @@ def hospital() -> list[Record]:
                 {"code": code(loinc, "8462-4"), "valueQuantity": {"value": 80}},
             ],
         ),
-        about("Immunization", "i1"),
+        about("Device", "d1"),
     ]
 
 

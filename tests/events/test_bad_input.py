@@ -158,7 +158,9 @@ def test_only_an_events_folder_is_replaced(hospital, write, tmp_path):
         ingest(source, tmp_path, progress=False)
 
 
-def test_a_failed_run_keeps_the_old_folder_and_a_killed_one_is_cleared(hospital, write, tmp_path, monkeypatch):  # noqa: E501  # fmt: skip
+def test_a_killed_run_keeps_the_old_folder_and_the_next_one_goes_on(
+    hospital, write, tmp_path, monkeypatch
+):
     source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
     out = tmp_path / "events"
     ingest(source, out, progress=False)
@@ -171,10 +173,12 @@ def test_a_failed_run_keeps_the_old_folder_and_a_killed_one_is_cleared(hospital,
         patch.setattr("ehrmamba_hf.events.ingestion._write_metadata", fail)
         with pytest.raises(KeyboardInterrupt):
             ingest(source, out, progress=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "fhir"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".events.partial", "events", "fhir"]
     assert (out / "report.json").read_bytes() == before
-    (tmp_path / ".events.partial" / "parts").mkdir(parents=True)  # as a killed run leaves it
-    ingest(source, out, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("ehrmamba_hf.events.ingestion.write_parts", fail)  # all of it is done
+        patch.setattr("ehrmamba_hf.events.ingestion.write_shard", fail)
+        ingest(source, out, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "fhir"]
     out.rename(tmp_path / ".events.old")  # killed just between the two renames
     shutil.rmtree(source)

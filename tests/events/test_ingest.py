@@ -86,11 +86,11 @@ def test_the_report_accounts_for_every_resource(run, hospital):
     assert report.total.read == len(hospital) == report.lines
     assert report.total.used == 11
     assert report.total.not_used == {
-        "no request or administration refers to it": 1,
+        "nothing refers to it": 1,
         "type not used": 1,
     }
     assert report.resources["Medication"].used == 1
-    assert report.resources["Immunization"].not_used == {"type not used": 1}
+    assert report.resources["Device"].not_used == {"type not used": 1}
 
 
 def test_the_shards_are_meds(run, hospital, tmp_path):

@@ -25,7 +25,7 @@ def test_every_resource_is_accounted_for(run, shared_data, name, subjects, encou
     assert len(events) == sum(report.events.values())
     assert report.unresolved_references == {}
     assert report.unknown_code_systems == {}
-    reasons = {"type not used", "status not-done", "no request or administration refers to it"}
+    reasons = {"type not used", "status not-done", "nothing refers to it"}
     assert report.total.not_used.keys() <= reasons
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from ehrmamba_hf.errors import SchemaError
 from ehrmamba_hf.events import iter_subject_batches, read_encounters, read_subjects, validate
-from ehrmamba_hf.events.assemble import write_shards
 from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, EVENT_SCHEMA, SUBJECT_SCHEMA
+from ehrmamba_hf.events.shards import write_shards
 
 DAY = datetime(2019, 3, 4)
 

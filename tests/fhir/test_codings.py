@@ -2,8 +2,13 @@
 
 import pytest
 
-from ehrmamba_hf.fhir.codings import code_system, concept_of
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.codings import packaged_systems, read_systems
 from ehrmamba_hf.fhir.resources import CodeableConcept, Coding
+
+BOOK = Codebook()
+code_system, concept_of = BOOK.system, BOOK.concept
 
 
 @pytest.mark.parametrize(
@@ -14,6 +19,9 @@ from ehrmamba_hf.fhir.resources import CodeableConcept, Coding
         ("urn:oid:2.16.840.1.113883.6.1", "LOINC"),
         ("2.16.840.1.113883.6.1", "LOINC"),
         ("http://loinc.org|2.74", "LOINC"),
+        ("http://loinc.org/|2.74", "LOINC"),
+        ("http://hl7.org/fhir/sid/icd-9-cm/procedure", "ICD9PCS"),
+        ("http://terminology.hl7.org/CodeSystem/v3-NullFlavor", "NULLFLAVOR"),
         ("http://snomed.info/sct/731000124108/version/20230901", "SNOMED"),
         ("http://hl7.org/fhir/sid/icd-10-cm", "ICD10CM"),
         ("http://www.cms.gov/Medicare/Coding/ICD10", "ICD10PCS"),
@@ -42,7 +50,8 @@ def test_known_systems(url, name):
         ("https://other.org/fhir/CodeSystem/lab-items", "OTHER_ORG_LAB_ITEMS"),
         ("https://hospital.org/codes/drugs/", "CODES_DRUGS"),
         ("urn:oid:1.2.840.114350.1.13", "OID_1_2_840_114350_1_13"),
-        ("http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-microbiology-test", "MIMIC_MICROBIOLOGY_TEST"),  # noqa: E501
+        ("http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-units", "MIMIC_UNITS"),
+        ("http://fhir.mimic.mit.edu/CodeSystem/units", "MIMIC_UNITS"),
         ("lab", "LAB"),
         ("://", "LOCAL"),
     ],
@@ -50,6 +59,54 @@ def test_known_systems(url, name):
 def test_unknown_systems_get_a_stable_name(url, name):
     assert code_system(url).name == name
     assert not code_system(url).known
+
+
+@pytest.mark.parametrize("name", sorted(packaged_systems().systems))
+def test_every_system_of_the_registry_is_found_by_all_that_is_said_of_it(name):
+    entry = packaged_systems().systems[name]
+    assert entry.source and (entry.urls or entry.oids or entry.names)
+    starts = packaged_systems().prefixes.get(entry.under or "", ())
+    urls = [*entry.urls, *entry.oids, *(f"urn:oid:{oid}" for oid in entry.oids)]
+    urls += [f"{start}{rest}" for start in starts for rest in entry.names]
+    assert {BOOK.system(url).name for url in urls} == {name}
+
+
+MIMIC_HOSTS = (
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-",
+    "http://fhir.mimic.mit.edu/CodeSystem/",
+)
+
+
+@pytest.mark.parametrize("host", MIMIC_HOSTS)
+@pytest.mark.parametrize(
+    ("last", "name"),
+    [
+        ("microbiology-test", "MIMIC_MICROBIOLOGY_TEST"),
+        ("microbiology-organism", "MIMIC_MICROBIOLOGY_ORGANISM"),
+        ("microbiology-antibiotic", "MIMIC_MICROBIOLOGY_ANTIBIOTIC"),
+        ("medication-gsn", "MIMIC_MED_GSN"),
+        ("medication-etc", "MIMIC_MED_ETC"),
+        ("medication-ndc", "NDC"),
+        ("hcpcs-cd", "HCPCS"),
+    ],
+)
+def test_the_systems_of_mimic_on_both_hosts(host, last, name):
+    assert code_system(f"{host}{last}").name == name
+
+
+@pytest.mark.parametrize(
+    ("system", "written", "name"),
+    [
+        ("http://hl7.org/fhir/sid/icd-10-cm", ("E11.9", "E119", "e11.9"), "ICD10CM/E119"),
+        ("http://hl7.org/fhir/sid/icd-9-cm", ("401.9", "4019"), "ICD9CM/4019"),
+        ("http://www.cms.gov/Medicare/Coding/ICD9", ("38.93", "3893"), "ICD9PCS/3893"),
+        ("http://fhir.de/CodeSystem/bfarm/ops", ("5-470.11",), "OPS/5-470.11"),
+    ],
+)
+def test_an_icd_code_is_one_code_with_its_dot_and_without(system, written, name):
+    for code in written:
+        found = concept_of(concept((system, code)))
+        assert (found.code, found.codings) == (name, (name,))
 
 
 def concept(*codings: tuple[str | None, str | None], text: str | None = None) -> CodeableConcept:
@@ -95,3 +152,62 @@ def test_without_a_code_the_text_stands_and_without_a_text_nothing():
 def test_unknown_systems_are_told():
     found = concept_of(concept(("https://h.org/codes/x", "a"), ("http://loinc.org", "1-1")))
     assert found.unknown_systems == ("https://h.org/codes/x",)
+
+
+SITE = """
+prefixes: {HOSPITAL: ["https://h.org/cs/"]}
+systems:
+  HOSPITAL_LAB: {under: HOSPITAL, names: [lab], urls: [urn:h:lab], oids: [1.2.3], source: us}
+  LOINC: {urls: [https://loinc.h.org]}
+preference: {first: [NDC], last: [SNOMED]}
+"""
+
+
+def test_a_site_adds_to_the_registry(tmp_path):
+    file = tmp_path / "systems.yaml"
+    file.write_text(SITE)
+    book = Codebook(read_systems(file))
+    for url in ("https://h.org/cs/lab", "http://H.org/cs/lab|3", "urn:h:lab", "urn:oid:1.2.3"):
+        assert (book.system(url).name, book.system(url).known) == ("HOSPITAL_LAB", True)
+    assert (book.system("https://h.org/cs/x-ray").name) == "HOSPITAL_X_RAY"
+    assert not book.system("https://h.org/cs/x-ray").known
+    assert (
+        book.system("https://loinc.h.org").name == book.system("http://loinc.org").name == "LOINC"
+    )
+    assert book.system("http://snomed.info/sct").name == "SNOMED"
+    ndc, rxnorm = (
+        ("http://hl7.org/fhir/sid/ndc", "1"),
+        (
+            "http://www.nlm.nih.gov/research/umls/rxnorm",
+            "2",
+        ),
+    )
+    assert book.concept(concept(rxnorm, ndc)).code == "NDC/1"
+    assert BOOK.concept(concept(rxnorm, ndc)).code == "RXNORM/2"
+    snomed, own = ("http://snomed.info/sct", "3"), ("urn:h:lab", "4")
+    assert book.concept(concept(snomed, own)).code == "HOSPITAL_LAB/4"
+    assert BOOK.concept(concept(snomed, own)).code == "SNOMED/3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("systems: [1]", r"Expected `object`, got `array` - at `\$.systems`"),
+        ("systems: {lab: {}}", "systems: expected names of capitals, digits and _, found 'lab'"),
+        ("systems: {LAB: {url: [x]}}", "unknown field `url`"),
+        (
+            "systems: {LAB: {under: H, names: [x]}}",
+            r"systems.LAB.under: expected one of \['MIMIC'\]",
+        ),
+        ("a: {", "expected prefixes, systems and preference"),
+        ("\x00", "expected prefixes, systems and preference"),
+    ],
+)
+def test_a_file_of_systems_that_is_wrong(tmp_path, text, message):
+    file = tmp_path / "systems.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_systems(file)
+    assert str(error.value).startswith(f"{file}: ")
+    with pytest.raises(InputError, match="No such file"):
+        read_systems(tmp_path / "missing.yaml")

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.fhir.times import Clock, instant_of
+from ehrmamba_hf.fhir.times import Clock, day_over, instant_of
 
 
 def micros(*parts: int) -> int:
@@ -111,3 +111,84 @@ def test_versions_compare_in_real_time():
     later = instant_of("2019-03-04T09:30:00Z")
     assert earlier is not None and later is not None and earlier < later
     assert instant_of("2019-03-04T09:30:00") == later
+
+
+NEW_YORK = "America/New_York"
+
+
+@pytest.mark.parametrize(
+    ("text", "timezone", "wall"),
+    [
+        # 10 March 2019: at 02:00 EST (07:00 UTC) the clocks go to 03:00 EDT.
+        ("2019-03-10T01:59:59-05:00", None, (2019, 3, 10, 1, 59, 59)),
+        ("2019-03-10T03:00:00-04:00", None, (2019, 3, 10, 3)),
+        ("2019-03-10T06:59:59Z", NEW_YORK, (2019, 3, 10, 1, 59, 59)),
+        ("2019-03-10T07:00:00Z", NEW_YORK, (2019, 3, 10, 3)),
+        # No clock showed it, but somebody wrote it: it stays.
+        ("2019-03-10T02:30:00-05:00", None, (2019, 3, 10, 2, 30)),
+        ("2019-03-10T02:30:00-05:00", NEW_YORK, (2019, 3, 10, 2, 30)),
+        ("2019-03-10T02:30:00", NEW_YORK, (2019, 3, 10, 2, 30)),
+        # Without a timezone, UTC is the wall clock.
+        ("2019-03-10T07:00:00Z", None, (2019, 3, 10, 7)),
+        # 3 November 2019: at 02:00 EDT (06:00 UTC) the clocks go back to 01:00 EST.
+        ("2019-11-03T01:30:00-04:00", None, (2019, 11, 3, 1, 30)),
+        ("2019-11-03T01:30:00-05:00", None, (2019, 11, 3, 1, 30)),  # an hour later
+        ("2019-11-03T05:30:00Z", NEW_YORK, (2019, 11, 3, 1, 30)),
+        ("2019-11-03T06:30:00Z", NEW_YORK, (2019, 11, 3, 1, 30)),  # an hour later
+        ("2019-11-03T01:30:00", NEW_YORK, (2019, 11, 3, 1, 30)),
+        ("2019-11-03T07:00:00Z", NEW_YORK, (2019, 11, 3, 2)),
+        # Another offset than the timezone's is another wall clock: nothing to convert.
+        ("2019-07-01T08:00:00+02:00", NEW_YORK, (2019, 7, 1, 8)),
+        ("2019-07-01T08:00:00-07:00", NEW_YORK, (2019, 7, 1, 8)),
+        ("2019-07-01T08:00:00-00:00", NEW_YORK, (2019, 7, 1, 4)),  # this is UTC
+        # A timezone of half hours, across the year.
+        ("2018-12-31T20:00:00Z", "Asia/Kolkata", (2019, 1, 1, 1, 30)),
+    ],
+)
+def test_hand_worked_wall_clocks(text, timezone, wall):
+    assert Clock(timezone).read(text).start == micros(*wall)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2019-03-04T10:00:00.1234569Z", (2019, 3, 4, 10, 0, 0, 123456)),
+        ("2019-03-04T23:59:59.99999999Z", (2019, 3, 4, 23, 59, 59, 999999)),
+        ("2019-06-30T23:59:60.5Z", (2019, 7, 1, 0, 0, 0, 500000)),
+        ("0001-01-01T00:00:00Z", (1, 1, 1)),
+        ("9999-12-31T23:59:59.999999Z", (9999, 12, 31, 23, 59, 59, 999999)),
+    ],
+)
+def test_fractions_leap_seconds_and_the_ends_of_the_calendar(text, expected):
+    assert Clock().read(text).start == micros(*expected)
+
+
+def test_the_first_and_the_last_day_of_the_calendar():
+    assert Clock().read("0001").start == micros(1, 1, 1)
+    last = micros(9999, 12, 31, 23, 59, 59, 999999)
+    assert {Clock().read(text).last for text in ("9999", "9999-12", "9999-12-31")} == {last}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0000-01-01", "10000-01-01", "9999-12-31T23:59:60Z", "2019-03-04T24:00:00-05:00"),
+        *("2019-03-04T10:60:00Z", "2019-03-04T10:00:61Z", "2019-03-04T10:00:00+25:00"),
+        *("2019-03-04T10:00:00." + "1" * 99 + "Z", "2019-03-04T10:00:00 Z", "2019-03-04\n"),
+    ],
+)
+def test_what_lies_outside_the_calendar_or_the_clock_is_refused(text):
+    with pytest.raises(ValueError):
+        Clock().read(text)
+
+
+def test_the_ends_of_the_calendar_on_another_wall_clock():
+    with pytest.raises(ValueError):
+        Clock("Asia/Tokyo").read("9999-12-31T23:00:00Z")
+    assert Clock("Asia/Tokyo").read("9999-12-31T23:00:00+00:30").start == micros(9999, 12, 31, 23)
+
+
+def test_midnight_is_over_with_its_day():
+    assert day_over(Clock().read("2019-03-04T00:00:00Z")) == micros(2019, 3, 5) - 1
+    assert day_over(Clock().read("2019-03-04T00:00:01Z")) == micros(2019, 3, 4, 0, 0, 1)
+    assert day_over(Clock().read("2019-03")) == micros(2019, 4, 1) - 1

@@ -1,256 +1,322 @@
-"""All workers' parts to one events folder: versions, look-ups, sorting, sharding, counting.
+"""All blocks' parts to one events folder: versions, look-ups, sorting, counting.
 
-DuckDB does the joins and the sort out of core; nothing here depends on the order of the parts.
+DuckDB does the joins and the sort out of core, first what concerns all patients (which version of a
+record is used, which patients there are), then a shard at a time: the patients whose ids share
+their first bits. Nothing here depends on the order of the parts, and a shard's file on nothing but
+its rows, so that shards can be made side by side, and kept when a run is killed.
 """
 
-from collections.abc import Iterator
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.parts import PART_SCHEMAS
+from ehrmamba_hf.events.columns import SEPARATOR
+from ehrmamba_hf.events.parts import PART_SCHEMAS, part_file
 from ehrmamba_hf.events.schema import (
     DATA_FOLDER,
     ENCOUNTER_SCHEMA,
-    ENCOUNTERS_FILE,
     EVENT_SCHEMA,
+    ORDER,
     SUBJECT_SCHEMA,
-    SUBJECTS_FILE,
 )
 
 ROW_GROUP: Final = 65_536
 SHARD_ROWS: Final = 4_000_000
-"""A shard is closed at the first new subject after this many rows."""
+"""Patients are cut into the fewest shards, a power of two, that hold no more on average."""
+_ID_BITS: Final = 63
 
 # Of the records with one type and id, the last updated one is used, then the one with the largest
-# digest: a rule that does not see the order of files.
+# hash of what it gives: a rule that does not see the order of files.
+_RIVALS: Final = """
+CREATE TABLE rivals AS
+WITH all_resources AS (
+    SELECT row, resource_type, source_id, updated FROM events WHERE place = 0
+    UNION ALL SELECT row, resource_type, source_id, updated FROM open_events WHERE place = 0
+    UNION ALL SELECT row, resource_type, source_id, updated FROM resources
+), repeated AS (
+    SELECT hash(resource_type, source_id) AS key
+    FROM all_resources GROUP BY key HAVING count(*) > 1
+)
+SELECT * FROM all_resources WHERE hash(resource_type, source_id) IN (FROM repeated)
+"""
+_GIVEN: Final = """
+SELECT row, hash(*COLUMNS(lambda name: name NOT IN ('row', 'updated'))) AS given
+FROM {table} SEMI JOIN rivals USING (row)
+"""
 _LOSERS: Final = """
 CREATE TABLE losers AS
-WITH repeated AS (
-    SELECT hash(resource_type, source_id) AS key FROM resources GROUP BY key HAVING count(*) > 1
-), rivals AS (
-    SELECT row, digest, row_number() OVER best AS place, first_value(digest) OVER best AS winner
-    FROM resources WHERE hash(resource_type, source_id) IN (SELECT key FROM repeated)
+WITH given AS ({given}), contents AS (
+    SELECT row, list(given ORDER BY given) AS content FROM given GROUP BY row
+), placed AS (
+    SELECT row, content, row_number() OVER best AS place, first_value(content) OVER best AS winner
+    FROM rivals LEFT JOIN contents USING (row)
     WINDOW best AS (
-        PARTITION BY resource_type, source_id ORDER BY updated DESC NULLS LAST, digest DESC, row
+        PARTITION BY resource_type, source_id ORDER BY updated DESC NULLS LAST, content DESC, row
     )
 )
-SELECT row, CASE WHEN digest = winner THEN 'duplicate' ELSE 'another version is used' END AS reason
-FROM rivals WHERE place > 1
+SELECT row, CASE WHEN content IS NOT DISTINCT FROM winner
+    THEN 'duplicate' ELSE 'another version is used' END AS reason
+FROM placed WHERE place > 1
 """
-
 _KEPT: Final = """
-CREATE TABLE patients AS SELECT * FROM subjects ANTI JOIN losers USING (row);
-CREATE TABLE stays AS
-    SELECT * FROM encounters ANTI JOIN losers USING (row) SEMI JOIN patients USING (subject_id);
-CREATE TABLE drugs AS SELECT * FROM medications ANTI JOIN losers USING (row);
+CREATE TABLE kept_subjects AS SELECT * FROM subjects ANTI JOIN losers USING (row);
+CREATE TABLE kept_encounters AS SELECT e.* FROM encounters AS e ANTI JOIN losers USING (row)
+    SEMI JOIN kept_subjects USING (subject_id);
+CREATE TABLE kept_medications AS SELECT * FROM medications ANTI JOIN losers USING (row);
 """
+_KEPT_TABLES: Final = ("kept_subjects", "kept_encounters", "kept_medications", "losers")
 
+_MINE: Final = """
+CREATE VIEW {name}_mine AS
+SELECT * FROM {name} WHERE subject_id BETWEEN {low} AND {high};
+CREATE VIEW {name}_kept AS
+SELECT * FROM {name}_mine ANTI JOIN losers USING (row) SEMI JOIN kept_subjects USING (subject_id)
+"""
 _RESOLVED: Final = """
-CREATE VIEW resolved AS
+CREATE VIEW stays AS SELECT * FROM kept_encounters WHERE subject_id BETWEEN {low} AND {high};
+CREATE TABLE resolved AS
 SELECT
-    e.* EXCLUDE (time, code, codings, available_time),
+    e.* EXCLUDE (time, code, codings, available_time, fallback_time, after_encounter),
     coalesce(e.time, s."end", e.fallback_time) AS time,
     coalesce(e.code, d.code) AS code,
-    coalesce(e.codings, d.codings) AS codings,
+    CASE WHEN e.code IS NOT NULL THEN e.codings
+        WHEN d.codings <> [d.code] THEN array_to_string(d.codings, chr({separator}))
+        END AS codings,
     CASE
         WHEN NOT e.after_encounter OR s.encounter_id IS NULL THEN e.available_time
         WHEN s."end" IS NULL THEN NULL
         WHEN e.time > s."end" THEN greatest(e.available_time, e.time + INTERVAL 1 MICROSECOND)
         ELSE s."end" + INTERVAL 1 MICROSECOND
     END AS available_time
-FROM (FROM events ANTI JOIN losers USING (row) SEMI JOIN patients USING (subject_id)) AS e
+FROM open_events_kept AS e
 LEFT JOIN stays AS s
     ON e.after_encounter AND e.encounter_id = s.encounter_id AND e.subject_id = s.subject_id
-LEFT JOIN drugs AS d ON e.medication_id = d.medication_id
+LEFT JOIN kept_medications AS d ON e.medication_id = d.medication_id;
+CREATE VIEW used AS
+SELECT * FROM events_kept
+UNION ALL BY NAME SELECT * EXCLUDE (medication_id) FROM resolved
+    WHERE code IS NOT NULL AND time IS NOT NULL
 """
 
-_FAILED: Final = """
-CREATE TABLE failed AS
-SELECT row, CASE
-    WHEN code IS NULL THEN 'unresolved medicationReference' ELSE 'no time' END AS reason
-FROM resolved WHERE code IS NULL OR time IS NULL
+_SORTED: Final = """
+SELECT subject_id, time, code, numeric_value, text_value, end_time, available_time, unit, category,
+    CASE WHEN codings IS NULL THEN [code] WHEN codings = '' THEN []
+        ELSE string_split(codings, chr({separator})) END AS codings,
+    encounter_id, resource_type, source_id
+FROM used ORDER BY {order}
 """
 
 _OUTCOMES: Final = """
-WITH named AS (
-    SELECT DISTINCT medication_id FROM resolved WHERE medication_id IS NOT NULL
-), outcomes AS (
-    SELECT r.resource_type, coalesce(
-        l.reason,
-        r.reason,
-        CASE WHEN r.subject_id IS NOT NULL AND p.subject_id IS NULL THEN 'no Patient resource' END,
-        f.reason,
-        CASE WHEN r.resource_type = 'Medication' AND n.medication_id IS NULL
-            THEN 'no request or administration refers to it' END
-    ) AS reason
-    FROM resources AS r
-    LEFT JOIN losers AS l ON r.row = l.row
-    LEFT JOIN patients AS p ON r.subject_id = p.subject_id
-    LEFT JOIN failed AS f ON r.row = f.row
-    LEFT JOIN named AS n ON r.source_id = n.medication_id
+WITH first AS (
+    SELECT row, subject_id, resource_type FROM events_mine WHERE place = 0
+    UNION ALL SELECT row, subject_id, resource_type FROM open_events_mine WHERE place = 0
+    UNION ALL SELECT row, subject_id, resource_type FROM resources_mine
+), failed AS (
+    SELECT row, CASE WHEN code IS NULL THEN 'unresolved medicationReference' ELSE 'no time' END
+        AS failure
+    FROM resolved WHERE place = 0 AND (code IS NULL OR time IS NULL)
 )
-SELECT resource_type, reason, count(*) FROM outcomes GROUP BY ALL
+SELECT resource_type, coalesce(
+    l.reason, CASE WHEN p.subject_id IS NULL THEN 'no Patient resource' END, failure
+) AS why, count(*)
+FROM first LEFT JOIN losers AS l USING (row) LEFT JOIN kept_subjects AS p USING (subject_id)
+LEFT JOIN failed USING (row) GROUP BY ALL
 """
-
-# A total order: rows that tie on all of these are the same row.
-_ORDER: Final = (
-    "subject_id, time NULLS FIRST, category, code, numeric_value, text_value, source_id, end_time, "
-    "available_time, unit, encounter_id, resource_type, codings"
-)
-
-_CODES: Final = """
-WITH ranked AS (
-    SELECT code, display, row_number() OVER best AS place FROM displays
-    WINDOW best AS (PARTITION BY code ORDER BY count DESC, display)
-)
-SELECT c.code, r.display AS description, []::VARCHAR[] AS parent_codes
-FROM (SELECT DISTINCT code FROM written) AS c LEFT JOIN ranked AS r ON c.code = r.code AND place = 1
-ORDER BY c.code
+_COUNTS: Final = """
+SELECT category, code, year(time) AS year, min(time), max(time), count(*)
+FROM used GROUP BY ALL
+"""
+_DANGLING: Final = """
+SELECT resource_type || '.encounter', count(*) FROM used ANTI JOIN stays
+USING (subject_id, encounter_id) WHERE encounter_id IS NOT NULL AND place = 0 GROUP BY ALL
+"""
+_OF_NOBODY: Final = """
+SELECT resource_type, coalesce(l.reason, r.reason, CASE WHEN resource_type = 'Medication'
+    AND source_id NOT IN (SELECT medication_id FROM named)
+    THEN 'nothing refers to it' END) AS why, count(*)
+FROM resources AS r LEFT JOIN losers AS l USING (row) WHERE subject_id IS NULL GROUP BY ALL
 """
 
 
-class Assembly:
-    """The joined view over a folder of parts. Use as a context manager."""
+class Parts(NamedTuple):
+    """What all blocks gave: the folder of the parts, and the blocks' numbers."""
 
-    def __init__(self, parts: Path, threads: int) -> None:
-        self._database = duckdb.connect(
-            config={"threads": threads, "temp_directory": str(parts / "spill")}
+    folder: Path
+    numbers: tuple[int, ...]
+
+
+class Shard(NamedTuple):
+    """The patients of one data file: those with ids from `low` to `high`."""
+
+    number: int
+    low: int
+    high: int
+
+
+def shards_of(events: int) -> list[Shard]:
+    """The shards for so many events.
+
+    >>> [shard.number for shard in shards_of(SHARD_ROWS + 1)], shards_of(0)[0].high == 2**63 - 1
+    ([0, 1], True)
+    """
+    bits = 0
+    while events > SHARD_ROWS << bits:
+        bits += 1
+    width = 1 << (_ID_BITS - bits)
+    return [Shard(n, n * width, (n + 1) * width - 1) for n in range(1 << bits)]
+
+
+def write_kept(parts: Parts, threads: int, memory: int) -> dict[str, Any]:
+    """Decide for all patients which records are used; raise InputError where two ids collide.
+
+    Writes the small tables that `write_shard` needs beside the parts. `memory` in bytes.
+    """
+    with _database(parts, threads, memory) as database:
+        database.execute(_RIVALS)
+        tables = [name for name in PART_SCHEMAS if name != "rejects"]
+        given = " UNION ALL ".join(_GIVEN.format(table=table) for table in tables)
+        database.execute(_LOSERS.format(given=given))
+        database.execute(_KEPT)
+        count = (
+            "FROM (SELECT subject_id FROM kept_subjects GROUP BY subject_id HAVING count(*) > 1)"
         )
-        self._database.execute("SET preserve_insertion_order = false")
-        for name in PART_SCHEMAS:
-            files = _quote(parts / f"{name}-*.parquet")
-            self._database.execute(f"CREATE VIEW {name} AS FROM read_parquet({files})")
-        for step in (_LOSERS, _KEPT, _RESOLVED, _FAILED):
-            self._database.execute(step)
-
-    def __enter__(self) -> "Assembly":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._database.close()
-
-    def write(self, out: Path) -> None:
-        """subjects, encounters and the sorted shards. Raises InputError where two ids collide."""
-        collisions = self._count(
-            "FROM (SELECT subject_id FROM patients GROUP BY subject_id HAVING count(*) > 1)"
-        )
+        collisions = _count(database, count)
         if collisions:
             raise InputError(
                 f"Patient ids: expected different hashes, found {collisions} collisions"
             )
-        self._write_table("patients", SUBJECT_SCHEMA, "subject_id", out / SUBJECTS_FILE)
-        order = 'subject_id, "start", encounter_id'
-        self._write_table("stays", ENCOUNTER_SCHEMA, order, out / ENCOUNTERS_FILE)
-        (out / DATA_FOLDER).mkdir()
-        names = ", ".join(EVENT_SCHEMA.names)
-        events = self._database.sql(
-            f"SELECT {names} FROM resolved WHERE code IS NOT NULL AND time IS NOT NULL "
-            f"ORDER BY {_ORDER}"
-        )
-        write_shards(events.to_arrow_reader(ROW_GROUP), out / DATA_FOLDER)
-        shards = _quote(out / DATA_FOLDER / "*.parquet")
-        self._database.execute(f"CREATE VIEW written AS FROM read_parquet({shards})")
-
-    def outcomes(self) -> Iterator[tuple[str, str | None, int]]:
-        """(resource type, why not used or None, how many) of the records that could be decoded."""
-        yield from self._database.execute(_OUTCOMES).fetchall()
-
-    def rejects(self) -> pa.RecordBatchReader:
-        """The rejects, by file and line."""
-        query = "FROM rejects ORDER BY file, line, resource_type, field, expected, found"
-        return self._database.sql(query).to_arrow_reader(ROW_GROUP)
-
-    def codes(self, displays: pa.Table) -> pa.Table:
-        """Each written code with its most frequent display. `displays`: code, display, count."""
-        self._database.register("displays", displays)
-        return self._database.sql(_CODES).to_arrow_table()
-
-    def summary(self) -> dict[str, Any]:
-        """Counts over what was written: see Report."""
-        run = self._database.execute
-        first, last = run(
-            "SELECT min(time), max(time) FROM written WHERE category NOT IN ('birth', 'death')"
-        ).fetchall()[0]
-        dangling = run(
-            "SELECT resource_type || '.encounter', count(DISTINCT source_id) FROM written "
-            "ANTI JOIN stays USING (subject_id, encounter_id) WHERE encounter_id IS NOT NULL "
-            "GROUP BY ALL ORDER BY ALL"
-        ).fetchall()
-        orphans = self._count(
-            "FROM stays AS s ANTI JOIN stays AS p ON s.part_of = p.encounter_id "
-            "WHERE s.part_of IS NOT NULL"
+        for table in _KEPT_TABLES:
+            file = parts.folder / f"{table}.parquet"
+            database.execute(f"COPY {table} TO {_quote(file)} (FORMAT parquet)")
+        orphans = _count(
+            database,
+            "FROM kept_encounters AS e ANTI JOIN kept_encounters AS p "
+            "ON e.part_of = p.encounter_id WHERE e.part_of IS NOT NULL",
         )
         return {
-            "subjects": self._count("FROM patients"),
-            "encounters": self._count("FROM stays"),
-            "events": dict(
-                run("SELECT category, count(*) FROM written GROUP BY ALL ORDER BY ALL").fetchall()
-            ),
-            "date_range": [time.isoformat() for time in (first, last) if time is not None],
-            "unresolved_references": dict(dangling)
-            | ({"Encounter.partOf": orphans} if orphans else {}),
+            "subjects": _count(database, "FROM kept_subjects"),
+            "encounters": _count(database, "FROM kept_encounters"),
+            "orphans": orphans,
         }
 
-    def _count(self, what: str) -> int:
-        return int(self._database.execute(f"SELECT count(*) {what}").fetchall()[0][0])
 
-    def _write_table(self, table: str, schema: pa.Schema, order: str, file: Path) -> None:
-        names = ", ".join(f'"{name}"' for name in schema.names)
-        query = f"SELECT {names} FROM {table} ORDER BY {order}"
-        found: pa.Table = self._database.sql(query).to_arrow_table()
-        pq.write_table(found.cast(schema), file, compression="zstd")
+def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str, Any]:
+    """Write one shard, and its patients and encounters; return what was counted.
 
-
-def write_shards(
-    batches: pa.RecordBatchReader,
-    folder: Path,
-    *,
-    shard_rows: int = SHARD_ROWS,
-    row_group: int = ROW_GROUP,
-) -> None:
-    """Write sorted events as shards that cut between subjects only, in row groups of one size.
-
-    The files depend on the rows alone, not on how they are batched (the chunks are combined, since
-    pages would follow them). There is always one shard, so that an empty table has its schema too.
+    Args:
+        parts: of all blocks, after `write_kept`.
+        shard: which patients.
+        out: the folder to be; the shard goes to its data folder.
+        memory: bytes for DuckDB, which spills to disk beyond.
     """
-    shard, written, held = 0, 0, EVENT_SCHEMA.empty_table()
-    writer = _open_shard(folder, shard)
-    try:
-        for batch in batches:
-            held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(EVENT_SCHEMA)])
-            while (cut := _next_cut(held, shard_rows - written)) is not None:
-                writer.write_table(held.slice(0, cut).combine_chunks(), row_group)
-                writer.close()
-                shard, written, held = shard + 1, 0, held.slice(cut)
-                writer = _open_shard(folder, shard)
-            whole = min(len(held), shard_rows - 1 - written) // row_group * row_group
-            if whole > 0:
-                writer.write_table(held.slice(0, whole).combine_chunks(), row_group)
-                written, held = written + whole, held.slice(whole)
-        if len(held):
-            writer.write_table(held.combine_chunks(), row_group)
-    finally:
-        writer.close()
+    with _database(parts, 1, memory) as database:
+        for table in _KEPT_TABLES:
+            file = parts.folder / f"{table}.parquet"
+            database.execute(f"CREATE VIEW {table} AS FROM read_parquet({_quote(file)})")
+        place = {"low": shard.low, "high": shard.high, "separator": ord(SEPARATOR)}
+        for name in ("events", "open_events", "resources"):
+            database.execute(_MINE.format(name=name, **place))
+        database.execute(_RESOLVED.format(**place))
+        file = out / DATA_FOLDER / f"shard-{shard.number:05d}.parquet"
+        copy_sorted(database, _SORTED.format(order=ORDER, **place), EVENT_SCHEMA, file)
+        named = _named_file(parts, shard.number)
+        medications = "SELECT DISTINCT medication_id FROM resolved WHERE medication_id IS NOT NULL"
+        database.execute(f"COPY ({medications}) TO {_quote(named)} (FORMAT parquet)")
+        return {
+            "outcomes": database.execute(_OUTCOMES).fetchall(),
+            "counts": [
+                (*row[:3], *(t.isoformat() for t in row[3:5]), row[5])
+                for row in database.execute(_COUNTS).fetchall()
+            ],
+            "dangling": database.execute(_DANGLING).fetchall(),
+        }
 
 
-def _next_cut(held: pa.Table, room: int) -> int | None:
-    """The first row at or after `room` that begins a subject, if any of `held` does."""
-    if len(held) <= room:
-        return None
-    ids = held["subject_id"].slice(max(room - 1, 0)).to_numpy()
-    starts = np.flatnonzero(np.diff(ids))
-    return max(room - 1, 0) + int(starts[0]) + 1 if len(starts) else None
+def write_tables(
+    parts: Parts, shards: int, out: dict[str, Path], threads: int, memory: int
+) -> list[Any]:
+    """Write subjects and encounters, and count the outcomes of resources of no patient."""
+    with _database(parts, threads, memory) as database:
+        for table, schema, order in (
+            ("kept_subjects", SUBJECT_SCHEMA, "subject_id"),
+            ("kept_encounters", ENCOUNTER_SCHEMA, 'subject_id, "start", encounter_id'),
+        ):
+            names = ", ".join(f'"{name}"' for name in schema.names)
+            kept = _quote(parts.folder / f"{table}.parquet")
+            query = f"SELECT {names} FROM read_parquet({kept}) ORDER BY {order}"
+            copy_sorted(database, query, schema, out[table])
+        losers = _quote(parts.folder / "losers.parquet")
+        named = [_quote(_named_file(parts, number)) for number in range(shards)]
+        database.execute(f"CREATE VIEW losers AS FROM read_parquet({losers})")
+        database.execute(f"CREATE VIEW named AS FROM read_parquet([{', '.join(named)}])")
+        return database.execute(_OF_NOBODY).fetchall()
 
 
-def _open_shard(folder: Path, number: int) -> pq.ParquetWriter:
-    file = folder / f"shard-{number:05d}.parquet"
-    return pq.ParquetWriter(file, EVENT_SCHEMA, compression="zstd")
+def iter_rejects(parts: Parts, spans: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """The rejects by file and line. `spans`: (file, start, lines) of all that was read."""
+    with _database(parts, 1, 256 << 20) as database:
+        columns = list(zip(*spans, strict=True)) if spans else [(), (), ()]
+        kinds = {"file": pa.string(), "start": pa.int64(), "lines": pa.int64()}
+        read = pa.table(
+            [pa.array(c, k) for c, k in zip(columns, kinds.values(), strict=True)], list(kinds)
+        )
+        database.register("read", read)
+        query = """
+        WITH placed AS (
+            SELECT file, start, sum(lines) OVER (PARTITION BY file ORDER BY start) - lines AS before
+            FROM read
+        )
+        SELECT file, (line + before)::BIGINT AS line, resource_type, field, expected, found
+        FROM rejects JOIN placed USING (file, start)
+        ORDER BY file, line, resource_type, field, expected, found
+        """
+        for batch in database.sql(query).to_arrow_reader(ROW_GROUP):
+            yield from batch.to_pylist()
+
+
+def copy_sorted(
+    database: duckdb.DuckDBPyConnection, query: str, schema: pa.Schema, file: Path
+) -> None:
+    """Write a query's rows in its order as Parquet, with the Arrow types of a schema.
+
+    Parquet itself does not tell string from large_string, which MEDS does: pyarrow reads the
+    schema from the file's metadata, where it puts its own.
+    """
+    arrow = base64.b64encode(schema.serialize()).decode()
+    file.parent.mkdir(exist_ok=True)
+    database.execute(
+        f"COPY ({query}) TO {_quote(file)} (FORMAT parquet, COMPRESSION zstd, "
+        f"ROW_GROUP_SIZE {ROW_GROUP}, KV_METADATA {{'ARROW:schema': '{arrow}'}})"
+    )
+
+
+@contextmanager
+def _database(parts: Parts, threads: int, memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "threads": threads,
+        "memory_limit": f"{memory >> 20}MiB",
+        "temp_directory": str(parts.folder / "spill"),
+    }
+    with duckdb.connect(config=config) as database:
+        for name in PART_SCHEMAS:
+            files = [_quote(part_file(parts.folder, name, number)) for number in parts.numbers]
+            database.execute(f"CREATE VIEW {name} AS FROM read_parquet([{', '.join(files)}])")
+        yield database
+
+
+def _named_file(parts: Parts, shard: int) -> Path:
+    """The ids of the medications that a shard's events refer to."""
+    return parts.folder / f"named-{shard:05d}.parquet"
+
+
+def _count(database: duckdb.DuckDBPyConnection, what: str) -> int:
+    return int(database.execute(f"SELECT count(*) {what}").fetchall()[0][0])
 
 
 def _quote(path: Path) -> str:

@@ -1,36 +1,42 @@
-"""A worker's share of an ingestion: some files in, Parquet parts and a tally out.
+"""A block of FHIR text to tables whose look-ups are still open: a pure function of its lines.
 
-Parts hold rows as the resources gave them, in any order and with look-ups still open; the joins
-over all parts are assemble.py's.
+Any number of processes, on one machine or many, can do this side by side. The joins over all blocks
+(versions of a record, encounters, medications, patients) are assemble.py's.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
-from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME
+from ehrmamba_hf.events.columns import CLOSED_SCHEMA, OPEN_SCHEMA, EventColumns
+from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, SUBJECT_SCHEMA
+from ehrmamba_hf.fhir.batch import NONE, PlainReader, Vocabulary
+from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.codings import TEXT, Concept
 from ehrmamba_hf.fhir.convert import convert
 from ehrmamba_hf.fhir.decoding import Other, aliases_of, decode, entries_of
 from ehrmamba_hf.fhir.identity import subject_id
-from ehrmamba_hf.fhir.reading import BrokenFile, read_records
+from ehrmamba_hf.fhir.reading import LONGEST, Block, BrokenFile, Lines, Span, read_lines
 from ehrmamba_hf.fhir.resources import Bundle, Clinical, Observation, Patient
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Rows, Site
 from ehrmamba_hf.fhir.times import Clock, instant_of
 
 UNKNOWN: Final = "unknown"
 """The resource type of a record that does not even say what it is."""
-FLUSH_ROWS: Final = 100_000
+ROWS_A_BLOCK: Final = 1 << 36  # more than a block can hold, so that row numbers never meet
 
-_ROW: Final = pa.field("row", pa.int64())  # of the resource, within this run only
+_ROW: Final = pa.field("row", pa.int64())
 PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
+    "events": CLOSED_SCHEMA,
+    "open_events": OPEN_SCHEMA,
+    # The resources that gave no event; the others are known by their first.
     "resources": pa.schema(
         [
             _ROW,
@@ -38,7 +44,6 @@ PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
             ("source_id", pa.string()),
             ("subject_id", pa.int64()),
             ("updated", pa.int64()),  # meta.lastUpdated, microseconds
-            ("digest", pa.int64()),  # of the record's bytes
             ("reason", pa.string()),  # why it is not used; null: so far it is
         ]
     ),
@@ -52,19 +57,11 @@ PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
             ("codings", pa.list_(pa.string())),
         ]
     ),
-    "events": pa.schema(
-        [
-            _ROW,
-            *[pa.field(f.name, f.type) for f in EVENT_SCHEMA],
-            ("medication_id", pa.string()),
-            ("after_encounter", pa.bool_()),
-            ("fallback_time", TIME),
-        ]
-    ),
     "rejects": pa.schema(
         [
             ("file", pa.string()),
-            ("line", pa.int64()),
+            ("start", pa.int64()),  # of the span in the file
+            ("line", pa.int64()),  # from 1 at that start
             ("resource_type", pa.string()),
             ("field", pa.string()),
             ("expected", pa.string()),
@@ -72,30 +69,33 @@ PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
         ]
     ),
 }
-"""The tables that each worker writes as `{name}-*.parquet`."""
+"""The tables that a block gives."""
 
 
 @dataclass
 class Tally:
-    """What a worker counted; tallies add up."""
+    """What was counted on the way; tallies add up, and go through JSON."""
 
     lines: int = 0
     blank_lines: int = 0
     bundles: int = 0
+    events: int = 0
     observations_without_category: int = 0
+    text_only: int = 0
     met_utc: bool = False
     met_other: bool = False
     read: Counter[str] = field(default_factory=Counter)  # by resource type
     rejected: Counter[str] = field(default_factory=Counter)
     other_types: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)  # what was left out of used records
     unknown_systems: Counter[str] = field(default_factory=Counter)  # by URL, in codings
-    displays: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (code, display)
-    text_only: int = 0
+    systems: Counter[str] = field(default_factory=Counter)  # by short name, in events
+    displays: Counter[str] = field(default_factory=Counter)  # by "code\ndisplay"
+    spans: list[tuple[str, int, int]] = field(default_factory=list)  # file, start, lines
 
     def add(self, other: "Tally") -> None:
         for part in fields(self):
-            mine = getattr(self, part.name)
-            theirs = getattr(other, part.name)
+            mine, theirs = getattr(self, part.name), getattr(other, part.name)
             if isinstance(mine, Counter):
                 mine.update(theirs)
             elif isinstance(mine, bool):
@@ -103,90 +103,106 @@ class Tally:
             else:
                 setattr(self, part.name, mine + theirs)
 
+    def to_dict(self) -> dict[str, Any]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
-class PartWriter:
-    """Gathers rows of one table and writes them in parts of about FLUSH_ROWS."""
-
-    def __init__(self, folder: Path, table: str, task: int) -> None:
-        self._schema = PART_SCHEMAS[table]
-        self._stem = f"{table}-{task:05d}"
-        self._folder = folder
-        self._written = 0
-        self.rows: list[tuple[object, ...]] = []
-
-    def flush(self) -> None:
-        columns: Sequence[Sequence[object]] = list(zip(*self.rows, strict=True))
-        if not columns:
-            columns = [()] * len(self._schema)
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, self._schema, strict=True)]
-        part = self._folder / f"{self._stem}-{self._written:05d}.parquet"
-        table = pa.Table.from_arrays(arrays, schema=self._schema)
-        pq.write_table(table, part, compression="lz4")
-        self.rows.clear()
-        self._written += 1
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Tally":
+        """The inverse of to_dict, after JSON."""
+        tally = cls()
+        for name, value in content.items():
+            counts = isinstance(getattr(tally, name), Counter)
+            setattr(tally, name, Counter(value) if counts else value)
+        return tally
 
 
-class Worker:
-    """Reads files one after the other; `finish` writes what is left and gives the tally."""
+class BlockConverter:
+    """Takes the lines of one block; `tables` and `tally` then hold what they gave."""
 
-    def __init__(
-        self,
-        source: Path,
-        parts: Path,
-        task: int,
-        timezone: str | None,
-        advance: Callable[[int], object],
-    ) -> None:
-        self._source = source
-        self._advance = advance
-        self._clock = Clock(timezone)
-        self._plain = Site(self._clock)
-        self._tables = {name: PartWriter(parts, name, task) for name in PART_SCHEMAS}
-        self._events = self._tables["events"].rows
-        self._resources = self._tables["resources"].rows
-        self._concepts: Counter[Concept] = Counter()
-        self._next_row = task << 40  # unlike those of any other worker
-        self.tally = Tally()
+    def __init__(self, number: int, timezone: str | None, book: Codebook) -> None:
+        self._site = Site(Clock(timezone), book=book)
+        self._words = Vocabulary()
+        self._plain = PlainReader(self._site, self._words)
+        self._events = EventColumns(self._words)
+        self._rows: dict[str, list[tuple[object, ...]]] = {
+            name: [] for name in PART_SCHEMAS if not name.endswith("events")
+        }
+        self._medications: Counter[Concept] = Counter()
+        self._next_row = number * ROWS_A_BLOCK
+        self._tally = Tally()
 
-    def read_file(self, file: Path) -> None:
-        """Use every record of the file; what cannot be used is counted and listed."""
-        name = file.relative_to(self._source).as_posix() if file != self._source else file.name
+    def read(self, name: str, span: Span) -> None:
+        """Use every record of a span; what cannot be used is counted and listed.
+
+        Args:
+            name: of the file, as the rejects tell it.
+            span: the lines to read.
+        """
+        before = self._tally.lines
         try:
-            for record in read_records(file, self._advance):
-                self.tally.lines += 1
-                if not record.text:
-                    self.tally.blank_lines += 1
-                    continue
-                self._use(record.text, name, record.line, self._plain)
-                if self.tally.lines % 1024 == 0:
-                    self._flush(at_least=FLUSH_ROWS)
+            for lines in read_lines(span):
+                self.use(lines, name, span.start)
         except BrokenFile as broken:
-            self.tally.read[UNKNOWN] += 1
+            self._tally.read[UNKNOWN] += 1
             reject = Reject("", broken.expected, broken.found)
-            self._reject(reject, UNKNOWN, name, broken.line)
+            self._reject(reject, UNKNOWN, (name, span.start, broken.line))
+        self._tally.spans.append((name, span.start, self._tally.lines - before))
 
-    def finish(self) -> Tally:
-        self._flush(at_least=0)
-        tally = self.tally
-        for concept, count in self._concepts.items():
+    def use(self, lines: Lines, name: str, start: int = 0) -> None:
+        """Use some lines of a file."""
+        self._tally.lines += lines.amount
+        if lines.text is None:
+            self._tally.read[UNKNOWN] += 1
+            reject = Reject("", f"a line of at most {LONGEST >> 20} MiB", "a longer one")
+            self._reject(reject, UNKNOWN, (name, start, lines.first))
+            return
+        if b'"Observation"' in lines.text:
+            plain, others = self._plain.read(lines)
+            if plain is not None:
+                self._events.add_plain(plain, self._next_row)
+                self._next_row += len(plain.source_id)
+                self._tally.read["Observation"] += len(plain.source_id)
+                self._tally.observations_without_category += plain.without_category
+        else:
+            others = list(enumerate(lines.split(), start=lines.first))
+        for number, text in others:
+            if text:
+                self._use(text, (name, start, number), self._site)
+            else:
+                self._tally.blank_lines += 1
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The tables of PART_SCHEMAS."""
+        closed, opened = self._events.tables()
+        tables = {"events": closed, "open_events": opened}
+        for name, rows in self._rows.items():
+            schema = PART_SCHEMAS[name]
+            columns: Iterable[Any] = zip(*rows, strict=True) if rows else [()] * len(schema)
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            tables[name] = pa.Table.from_arrays(arrays, schema=schema)
+        return tables
+
+    def tally(self) -> Tally:
+        tally = self._tally
+        tally.events = len(self._events)
+        concepts = self._words.concepts.values_
+        counts = zip(concepts, self._events.concept_counts().tolist(), strict=True)
+        for concept, count in (*counts, *self._medications.items()):
+            if concept is None or not count:
+                continue
             if concept.display:
-                tally.displays[concept.code, concept.display] += count
+                tally.displays[f"{concept.code}\n{concept.display}"] += count
             for url in concept.unknown_systems:
                 tally.unknown_systems[url] += count
             tally.text_only += count * concept.code.startswith(f"{TEXT}/")
-        tally.met_utc, tally.met_other = self._clock.met_utc, self._clock.met_other
+        clock = self._site.clock
+        tally.met_utc, tally.met_other = clock.met_utc, clock.met_other
         return tally
-
-    def _flush(self, *, at_least: int) -> None:
-        for table in self._tables.values():
-            if len(table.rows) >= at_least:
-                table.flush()
 
     def _use(
         self,
         raw: bytes | msgspec.Raw,
-        file: str,
-        line: int,
+        place: tuple[str, int, int],
         site: Site,
         where: str = "",
         fallback_id: str | None = None,
@@ -195,27 +211,27 @@ class Worker:
         try:
             resource = decode(raw)
             if isinstance(resource, Bundle):
-                self._use_bundle(resource, file, line, where)
+                self._use_bundle(resource, place, where)
                 return
             if isinstance(resource, Other):
-                self.tally.read[resource.resourceType] += 1
-                self.tally.other_types[resource.resourceType] += 1
+                self._tally.read[resource.resourceType] += 1
+                self._tally.other_types[resource.resourceType] += 1
                 return
             kind = type(resource).__name__
             self._use_resource(resource, kind, raw, site, fallback_id)
-            self.tally.read[kind] += 1
+            self._tally.read[kind] += 1
         except Reject as reject:
             kind = reject.resource_type or kind
-            self.tally.read[kind] += 1
+            self._tally.read[kind] += 1
             reject.field = f"{where}{reject.field}"
-            self._reject(reject, kind, file, line)
+            self._reject(reject, kind, place)
 
-    def _use_bundle(self, bundle: Bundle, file: str, line: int, where: str) -> None:
-        self.tally.bundles += 1
-        site = Site(self._clock, aliases_of(bundle))
+    def _use_bundle(self, bundle: Bundle, place: tuple[str, int, int], where: str) -> None:
+        self._tally.bundles += 1
+        site = self._site._replace(aliases=aliases_of(bundle))
         for index, entry in enumerate(entries_of(bundle)):
             inside = f"{where}entry[{index}].resource."
-            self._use(entry.raw, file, line, site, inside, entry.fallback_id)
+            self._use(entry.raw, place, site, inside, entry.fallback_id)
 
     def _use_resource(
         self,
@@ -225,70 +241,74 @@ class Worker:
         site: Site,
         fallback_id: str | None,
     ) -> None:
-        digest = int.from_bytes(blake2b(raw, digest_size=8).digest(), "big") >> 1
         source_id = resource.id or fallback_id
-        if source_id is None:
+        if not source_id:
             if isinstance(resource, Patient):
                 raise Reject("id", "an id", "nothing")
-            source_id = f"{digest:016x}"  # nothing can refer to it, but copies of it are told
-        updated = resource.meta.lastUpdated if resource.meta else None
-        version = instant_of(updated) if updated else None
+            # Nothing can refer to it, but copies of it are told.
+            source_id = xxhash.xxh3_64_hexdigest(memoryview(raw))
+        text = resource.meta.lastUpdated if resource.meta else None
+        updated = instant_of(text) if text else None
         try:
             rows = convert(resource, site)
         except NotUsed as outcome:
-            self._resources.append(
-                (self._next_row, kind, source_id, None, version, digest, outcome.reason)
+            self._rows["resources"].append(
+                (self._next_row, kind, source_id, None, updated, outcome.reason)
             )
         else:
             whose = source_id if isinstance(resource, Patient) else rows.patient_id
             subject = None if whose is None else subject_id(whose)
-            self._resources.append(
-                (self._next_row, kind, source_id, subject, version, digest, None)
-            )
-            self._add(rows, subject, kind, source_id)
+            self._add(rows, subject, kind, source_id, updated)
             if isinstance(resource, Observation) and not resource.category:
-                self.tally.observations_without_category += 1
+                self._tally.observations_without_category += 1
         self._next_row += 1
 
-    def _add(self, rows: Rows, subject: int | None, kind: str, source_id: str) -> None:
+    def _add(
+        self, rows: Rows, subject: int | None, kind: str, source_id: str, updated: int | None
+    ) -> None:
         row = self._next_row
-        for e in rows.events:
-            concept = e.concept
-            if concept is not None:
-                self._concepts[concept] += 1
-            self._events.append(
-                (
-                    row,
-                    subject,
-                    e.time,
-                    concept.code if concept else None,
-                    e.numeric_value,
-                    e.text_value,
-                    e.end_time,
-                    e.available_time,
-                    e.unit,
-                    e.category,
-                    concept.codings if concept else None,
-                    e.encounter_id,
-                    kind,
-                    source_id,
-                    e.medication_id,
-                    e.after_encounter,
-                    e.fallback_time,
-                )
-            )
+        version = NONE if updated is None else updated
+        self._tally.notes.update(rows.notes)
+        for place, event in enumerate(rows.events):
+            assert subject is not None
+            self._events.add(event, row, place, subject, kind, source_id, version)
+        if not rows.events:
+            self._rows["resources"].append((row, kind, source_id, subject, updated, None))
         if rows.subject is not None:
-            self._tables["subjects"].rows.append((row, subject, source_id, *rows.subject))
+            self._rows["subjects"].append((row, subject, source_id, *rows.subject))
         if rows.encounter is not None:
-            self._tables["encounters"].rows.append((row, subject, source_id, *rows.encounter))
+            self._rows["encounters"].append((row, subject, source_id, *rows.encounter))
         if rows.medication is not None:
-            self._concepts[rows.medication] += 1
-            self._tables["medications"].rows.append(
-                (row, source_id, rows.medication.code, rows.medication.codings)
-            )
+            medication = rows.medication
+            self._medications[medication] += 1
+            self._rows["medications"].append((row, source_id, medication.code, medication.codings))
 
-    def _reject(self, reject: Reject, kind: str, file: str, line: int) -> None:
-        self.tally.rejected[kind] += 1
-        self._tables["rejects"].rows.append(
-            (file, line, kind, reject.field, reject.expected, reject.found)
+    def _reject(self, reject: Reject, kind: str, place: tuple[str, int, int]) -> None:
+        self._tally.rejected[kind] += 1
+        self._rows["rejects"].append((*place, kind, reject.field, reject.expected, reject.found))
+
+
+def part_file(folder: Path, table: str, number: int) -> Path:
+    """Where the part of a table lies that a block gave."""
+    return folder / f"{table}-{number:09d}.parquet"
+
+
+def write_parts(
+    block: Block, source: Path, folder: Path, timezone: str | None, book: Codebook
+) -> Tally:
+    """Convert a block and write its tables; the caller then says that they are whole."""
+    converter = BlockConverter(block.number, timezone, book)
+    for span in block.spans:
+        file = span.file
+        name = file.relative_to(source).as_posix() if file != source else file.name
+        converter.read(name, span)
+    for table, rows in converter.tables().items():
+        pq.write_table(
+            rows,
+            part_file(folder, table, block.number),
+            compression="lz4",
+            row_group_size=1 << 16,
+            use_dictionary=[f.name for f in rows.schema if pa.types.is_dictionary(f.type)],
+            write_statistics=["subject_id"] if "subject_id" in rows.schema.names else False,
         )
+    return converter.tally()

@@ -1,6 +1,8 @@
 """What an ingestion says about itself: nothing read is left out of the count."""
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -14,6 +16,39 @@ class Outcome(msgspec.Struct):
     used: int = 0
     not_used: dict[str, int] = {}  # by reason
     rejected: int = 0
+
+
+class Summary:
+    """What is counted shard by shard over what was written."""
+
+    def __init__(self, subjects: int, encounters: int, orphans: int) -> None:
+        self.subjects = subjects
+        self.encounters = encounters
+        self.outcomes: list[Any] = []  # (resource type, why not used or None, how many)
+        self.events: Counter[str] = Counter()  # by category
+        self.years: Counter[str] = Counter()
+        self.systems: Counter[str] = Counter()
+        self.codes: set[str] = set()
+        self.unresolved: dict[str, int] = {"Encounter.partOf": orphans} if orphans else {}
+        self._times: list[str] = []
+
+    def add(self, counted: dict[str, Any]) -> None:
+        """Add what a shard told."""
+        self.outcomes += counted["outcomes"]
+        for category, code, year, first, last, count in counted["counts"]:
+            self.events[category] += count
+            self.codes.add(code)
+            self.systems[code.partition("/")[0]] += count
+            if category not in ("birth", "death"):
+                self.years[str(year)] += count
+                self._times += [first, last]
+        for name, count in counted["dangling"]:
+            self.unresolved[name] = self.unresolved.get(name, 0) + count
+
+    @property
+    def date_range(self) -> list[str]:
+        """The first and the last time of an event other than births and deaths."""
+        return [min(self._times), max(self._times)] if self._times else []
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -31,9 +66,12 @@ class Report(msgspec.Struct, kw_only=True):
     subjects: int
     encounters: int
     events: dict[str, int]  # by category
+    events_by_year: dict[str, int]  # other than births and deaths
     date_range: list[str]  # first and last event other than births and deaths
+    systems: dict[str, int]  # events by the short name of their code's system
     unknown_code_systems: dict[str, int]  # by URL, in codings read
     text_only_codes: int  # concepts without any code
+    notes: dict[str, int]  # what was left out of resources that are used
     observations_without_category: int
     unresolved_references: dict[str, int]  # by field, in resources used
     warnings: list[str]
@@ -63,9 +101,10 @@ def outcomes_of(
         by_type[kind].not_used = {"type not used": count}
     for kind, reason, count in sorted(decoded, key=str):
         if reason is None:
-            by_type[kind].used = count
+            by_type[kind].used += count
         else:
-            by_type[kind].not_used[reason] = count
+            not_used = by_type[kind].not_used
+            not_used[reason] = not_used.get(reason, 0) + count
     total = Outcome()
     for outcome in by_type.values():
         total.read += outcome.read

@@ -39,6 +39,11 @@ CATEGORIES: Final = (
     "vital_sign",
     "output",
     "observation",
+    "dispense",
+    "statement",
+    "immunization",
+    "allergy",
+    "report",
     "birth",
     "death",
 )
@@ -62,6 +67,12 @@ EVENT_SCHEMA: Final = pa.schema(
     ]
 )
 """One row per event: the five MEDS columns, then ours. `available_time` is null or >= `time`."""
+
+# A total order: rows that tie on all of these are the same row.
+ORDER: Final = (
+    "subject_id, time NULLS FIRST, category, code, numeric_value, text_value, source_id, end_time, "
+    "available_time, unit, encounter_id, resource_type, codings"
+)
 
 ENCOUNTER_SCHEMA: Final = pa.schema(
     [

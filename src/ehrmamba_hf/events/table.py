@@ -57,13 +57,13 @@ def iter_subject_batches(
             for batch in shard.iter_batches(batch_size=rows, columns=names):
                 cut = _last_subject_start(batch["subject_id"])
                 if held and (cut > 0 or batch["subject_id"][0] != held[-1]["subject_id"][0]):
-                    yield pa.Table.from_batches([*held, batch.slice(0, cut)])
+                    yield _table([*held, batch.slice(0, cut)])
                     held = []
                 elif cut > 0:
-                    yield pa.Table.from_batches([batch.slice(0, cut)])
+                    yield _table([batch.slice(0, cut)])
                 held.append(batch.slice(cut))
             if held:
-                yield pa.Table.from_batches(held)
+                yield _table(held)
 
 
 def validate(folder: Path) -> None:
@@ -98,6 +98,12 @@ def _read(file: Path, schema: pa.Schema) -> pa.Table:
     table = pq.read_table(file, partitioning=None)
     _expect_schema(table.schema, schema, file)
     return table.cast(schema)
+
+
+def _table(batches: list[pa.RecordBatch]) -> pa.Table:
+    table = pa.Table.from_batches(batches)
+    # Parquet does not keep which columns have no nulls, nor what the items of a list are called.
+    return table.cast(pa.schema([EVENT_SCHEMA.field(name) for name in table.column_names]))
 
 
 def _last_subject_start(subjects: pa.Array) -> int:

@@ -22,6 +22,7 @@ _peek = msgspec.json.Decoder(Other)
 _USED = {kind.__name__ for kind in Clinical.__args__} | {"Bundle"}
 _DISPENSABLE: Final = frozenset({"meta", "identifier", "extension", "gender"})
 """Fields whose loss changes no event: where one is malformed, the rest of the record is used."""
+_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TYPE_NAME = re.compile("[A-Z][A-Za-z]{2,63}")
 # "Expected `str | null`, got `int` - at `$.code.text`"
 _MISFIT = re.compile(r"(?:Expected `(?P<expected>[^`]+)`(?:, got `(?P<found>[^`]+)`)?)?.*?"
@@ -31,8 +32,8 @@ _MISFIT = re.compile(r"(?:Expected `(?P<expected>[^`]+)`(?:, got `(?P<found>[^`]
 def decode(raw: bytes | msgspec.Raw) -> Clinical | Bundle | Other:
     """The resource that a JSON text holds; of repeated keys, the last one counts.
 
-    Raises Reject with the field and the kinds expected and found, never with the content; its
-    `resource_type` is known where the text is JSON.
+    Raises Reject, and nothing else, with the field and the kinds expected and found, never with
+    the content; its `resource_type` is known where the text is JSON.
 
     >>> decode(b'{"resourceType": "Device"}')
     Other(resourceType='Device')
@@ -44,11 +45,11 @@ def decode(raw: bytes | msgspec.Raw) -> Clinical | Bundle | Other:
         return _decoder.decode(raw)
     except msgspec.ValidationError as error:
         misfit = str(error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _BROKEN as error:
         raise _broken(error) from None
     try:
         other = _peek.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _BROKEN as error:
         if not isinstance(error, msgspec.ValidationError):
             raise _broken(error) from None
         raise Reject("resourceType", "a FHIR resource", "JSON that is not one") from None
@@ -89,7 +90,7 @@ def aliases_of(bundle: Bundle) -> dict[str, str]:
         if _holds_one(entry) and url.startswith("urn:"):
             try:
                 own = _id_decoder.decode(entry.resource).id
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except _BROKEN:
                 continue  # the entry itself is going to be rejected
             if own and not url.endswith(f":{own}"):
                 aliases[url] = own
@@ -104,19 +105,20 @@ def _repaired(raw: bytes | msgspec.Raw, misfit: str, kind: str) -> Clinical | Bu
     """The resource without the nulls in its arrays and the odd fields that it can do without."""
     try:
         content = _without_nulls(msgspec.json.decode(raw))
-    except msgspec.DecodeError:
-        raise _misfit(misfit, kind) from None
+        for _ in range(len(_DISPENSABLE) + 1):
+            try:
+                return _decoder.decode(msgspec.json.encode(content))
+            except msgspec.ValidationError as error:
+                misfit = str(error)
+            root = re.split(r"[.\[]", _misfit(misfit, kind).field, maxsplit=1)[0]
+            if root not in _DISPENSABLE or root not in content:
+                break
+            del content[root]
     except RecursionError as error:
         raise _broken(error) from None
-    while True:
-        try:
-            return _decoder.decode(msgspec.json.encode(content))
-        except msgspec.ValidationError as error:
-            reject = _misfit(str(error), kind)
-        root = re.split(r"[.\[]", reject.field, maxsplit=1)[0]
-        if root not in _DISPENSABLE:
-            raise reject
-        del content[root]
+    except (msgspec.MsgspecError, ValueError, OverflowError):
+        pass  # numbers that Python cannot hold: what was wrong at first is said
+    raise _misfit(misfit, kind)
 
 
 def _without_nulls(content: Any) -> Any:

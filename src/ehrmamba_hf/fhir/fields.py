@@ -1,53 +1,57 @@
-"""Reading the fields that many resources share: status, references, times, codes and values."""
+"""Reading the fields that many resources share: references, times, codes, values and categories."""
 
 from functools import lru_cache
+from typing import Final
 
-import msgspec
-
-from ehrmamba_hf.fhir.codings import TEXT, Concept, concept_of
+from ehrmamba_hf.fhir.codings import TEXT, Concept
 from ehrmamba_hf.fhir.identity import Target, parse_reference
 from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
-    Contained,
     Measured,
-    MedicationUse,
     Period,
     Quantity,
     Reference,
+    Timing,
 )
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.times import Time
 
-_FLOAT32_MAX = 3.4028234e38
-_VITAL_SIGNS = {"vital-signs", "vital-sign", "vital signs", "routine vital signs"}
-_LAB = {"laboratory", "lab"}
-_contained = msgspec.json.Decoder(Contained)
+_FLOAT32_MAX: Final = 3.4028234e38
+_LONGEST_REFERENCE: Final = 2048
+"""URLs are shorter, ids have 64 characters at most; so look-ups of references stay small."""
+_VITAL_SIGNS: Final = {"vital-signs", "vital-sign", "vital signs", "routine vital signs"}
+_LAB: Final = {"laboratory", "lab"}
+_OUTPUT: Final = {"output"}
 
 
-def expect_happened(status: str | None, excluded: frozenset[str]) -> None:
-    """Raise NotUsed for a status that says that it did not happen or is not true."""
-    if status in excluded:
-        raise NotUsed(f"status {status}")
-
-
-def patient_of(subject: Reference | None, site: Site) -> str:
+def patient_of(subject: Reference | None, site: Site, field: str = "subject") -> str:
     """The Patient id of a `subject`. Raises Reject without one, NotUsed for groups and the like."""
     if subject is None or subject.reference is None:
-        raise Reject("subject.reference", "a reference to a Patient", "nothing")
-    target = _target(subject.reference, site)
+        raise Reject(f"{field}.reference", "a reference to a Patient", "nothing")
+    target = target_of(subject.reference, field, site)
     if target is None:
-        raise Reject("subject.reference", "a reference with an id", "one without")
+        raise Reject(f"{field}.reference", "a reference with an id", "one without")
     if target.type not in (None, "Patient"):
-        raise NotUsed("subject is not a Patient")
+        raise NotUsed(f"{field} is not a Patient")
     return target.id
 
 
-def id_of(reference: Reference | None, site: Site) -> str | None:
+def id_of(reference: Reference | None, site: Site, field: str = "encounter") -> str | None:
     """The id that an optional reference names, if any."""
     if reference is None or reference.reference is None:
         return None
-    target = _target(reference.reference, site)
+    target = target_of(reference.reference, field, site)
     return target.id if target else None
+
+
+def target_of(reference: str, field: str, site: Site) -> Target | None:
+    """Where a reference points. Raises Reject where it is longer than any is."""
+    if len(reference) > _LONGEST_REFERENCE:
+        raise Reject(
+            f"{field}.reference", f"at most {_LONGEST_REFERENCE:,} characters", "a longer reference"
+        )
+    alias = site.aliases.get(reference)
+    return Target(None, alias) if alias is not None else parse_reference(reference)
 
 
 def time_of(text: str | None, field: str, site: Site) -> Time | None:
@@ -60,88 +64,97 @@ def time_of(text: str | None, field: str, site: Site) -> Time | None:
         raise Reject(field, "a FHIR date or dateTime", "text that is not one") from None
 
 
+def expect_time(time: Time | None) -> Time:
+    """The time. Raises NotUsed without one."""
+    if time is None:
+        raise NotUsed("no time")
+    return time
+
+
 def span_of(
-    moment: str | None, period: Period | None, field: str, site: Site
+    moment: str | None, period: Period | None, timing: Timing | None, field: str, site: Site
 ) -> tuple[Time | None, Time | None]:
-    """Start and end of `{field}DateTime` or `{field}Period`; a moment has no end."""
+    """Start and end of `{field}DateTime`, `{field}Period` or `{field}Timing`, the first there is.
+
+    A moment has no end; a period without a start stands at its end. A Timing goes from the first to
+    the last of the times that it lists, else over its bounds: what it repeats is a plan.
+    """
     if moment:
         return time_of(moment, f"{field}DateTime", site), None
-    if period is None:
+    if period is not None:
+        return _bounds(period, f"{field}Period", site)
+    if timing is None:
         return None, None
-    return (
-        time_of(period.start, f"{field}Period.start", site),
-        time_of(period.end, f"{field}Period.end", site),
-    )
+    listed = [time_of(text, f"{field}Timing.event", site) for text in timing.event or ()]
+    times = sorted(time for time in listed if time is not None)
+    if times:
+        return times[0], times[-1] if len(times) > 1 else None
+    if timing.repeat is None or timing.repeat.boundsPeriod is None:
+        return None, None
+    return _bounds(timing.repeat.boundsPeriod, f"{field}Timing.repeat.boundsPeriod", site)
 
 
-def code_of(concept: CodeableConcept | None, field: str = "code") -> Concept:
+def code_of(concept: CodeableConcept | None, site: Site, field: str = "code") -> Concept:
     """The Concept of a required code. Raises Reject where there is none."""
-    found = concept_of(concept) if concept is not None else None
+    found = site.book.concept(concept) if concept is not None else None
     if found is None:
         what = "nothing" if concept is None else "neither"
         raise Reject(field, "a coding with a code, or a text", what)
     return found
 
 
-def medication_of(use: MedicationUse, site: Site) -> tuple[Concept | None, str | None]:
-    """The medication[x]: its Concept, or the id of the Medication resource that has it.
-
-    A reference that names nothing but a display is a concept with that text.
-    """
-    concept, reference = use.medicationCodeableConcept, use.medicationReference
-    if use.medication is not None:
-        concept, reference = use.medication.concept, use.medication.reference
-    found = concept_of(concept) if concept is not None else None
-    if found is not None:
-        return found, None
-    if reference is None or not (reference.reference or reference.display):
-        raise Reject("medication[x]", "a coded concept or a reference", "neither")
-    if not reference.reference:
-        return code_of(CodeableConcept(text=reference.display), "medicationReference"), None
-    target = _target(reference.reference, site)
-    if target is None:
-        raise Reject("medicationReference.reference", "a reference with an id", "one without")
-    if target.type == "#":
-        return _contained_medication(use, target.id), None
-    if target.type not in (None, "Medication"):
-        raise NotUsed("medicationReference is not to a Medication")
-    return None, target.id
-
-
-def value_of(measured: Measured, field: str = "") -> tuple[float | None, str | None, str | None]:
+def value_of(
+    measured: Measured, about: Concept, site: Site, field: str = ""
+) -> tuple[float | None, str | None, str | None]:
     """(numeric value, text value, unit) of a value[x]; all None without one.
 
     A comparator ("<") goes to the text beside the number. Concepts become their code with its
     system, or their text; ranges "low-high", ratios "a:b", periods "start/end", booleans "true" or
-    "false", dates and times as written.
+    "false", dates and times as written. Where the site converts the unit of what is measured, the
+    number is the converted one. Sampled data, attachments and references have no column.
+
+    The reference range has no column either, nor has the interpretation made from it: it is the
+    laboratory's, not the patient's, and values are binned by their own quantiles.
     """
     if measured.valueQuantity is not None:
-        number, unit = number_of(measured.valueQuantity, f"{field}valueQuantity.value")
-        return number, measured.valueQuantity.comparator, unit
+        quantity, where = measured.valueQuantity, f"{field}valueQuantity.value"
+        number, unit = number_of(quantity, where)
+        conversion = site.book.conversion(about.code, unit)
+        if conversion is not None and number is not None:
+            number, unit = _float32(conversion(number), where), conversion.unit
+        return number, quantity.comparator or None, unit
     if measured.valueInteger is not None:
-        return float(measured.valueInteger), None, None
+        return _float32(measured.valueInteger, f"{field}valueInteger"), None, None
     unit = None
     if measured.valueRange is not None:
-        unit = _unit(measured.valueRange.low) or _unit(measured.valueRange.high)
-    return None, _text_value(measured), unit
+        unit = unit_of(measured.valueRange.low) or unit_of(measured.valueRange.high)
+    return None, _text_value(measured, site), unit
 
 
 def number_of(quantity: Quantity | None, field: str) -> tuple[float | None, str | None]:
-    """Value and unit (its code where given) of a Quantity. Raises Reject beyond float32."""
+    """Value and unit of a Quantity as written. Raises Reject beyond float32."""
     if quantity is None:
         return None, None
     value = quantity.value
-    if value is not None and abs(value) > _FLOAT32_MAX:
-        raise Reject(field, "a number that fits a 32-bit float", "a larger one")
-    # Adding zero makes -0.0 plain zero: two spellings of one number must not sort apart.
-    return None if value is None else value + 0.0, _unit(quantity)
+    return None if value is None else _float32(value, field), unit_of(quantity)
+
+
+def unit_of(quantity: Quantity | None) -> str | None:
+    """The unit of a Quantity: its UCUM code where given, else its text, without outer spaces.
+
+    Neither case nor spelling is changed: in UCUM, "mg" and "Mg" are nine powers of ten apart.
+    """
+    if quantity is None:
+        return None
+    unit = quantity.code or quantity.unit
+    return unit.strip() or None if unit else None
 
 
 def observation_kind(categories: list[CodeableConcept] | None, concept: Concept) -> str:
     """The event category of an Observation: lab, vital_sign, output or observation.
 
     By the code, display or text of its categories, whatever their system and case; MIMIC's output
-    events by their code system.
+    events by their code system too.
     """
     if categories:
         terms = tuple(
@@ -159,28 +172,26 @@ def _kind_by_terms(terms: tuple[str | None, ...]) -> str | None:
     words = {term.strip().lower() for term in terms if term}
     if words & _LAB:
         return "lab"
-    return "vital_sign" if words & _VITAL_SIGNS else None
+    if words & _VITAL_SIGNS:
+        return "vital_sign"
+    return "output" if words & _OUTPUT else None
 
 
-def _target(reference: str, site: Site) -> Target | None:
-    alias = site.aliases.get(reference)
-    return Target(None, alias) if alias is not None else parse_reference(reference)
+def _bounds(period: Period, field: str, site: Site) -> tuple[Time | None, Time | None]:
+    end = time_of(period.end, f"{field}.end", site)
+    return time_of(period.start, f"{field}.start", site) or end, end
 
 
-def _contained_medication(use: MedicationUse, wanted: str) -> Concept:
-    for raw in use.contained or ():
-        try:
-            medication = _contained.decode(raw)
-        except msgspec.ValidationError:
-            continue  # contained resources of other types have other kinds of `code`
-        if medication.id == wanted:
-            return code_of(medication.code, "contained.code")
-    raise NotUsed("unresolved medicationReference")
+def _float32(value: float, field: str) -> float:
+    if abs(value) > _FLOAT32_MAX:
+        raise Reject(field, "a number that fits a 32-bit float", "a larger one")
+    # Adding zero makes -0.0 plain zero: two spellings of one number must not sort apart.
+    return value + 0.0
 
 
-def _text_value(measured: Measured) -> str | None:
+def _text_value(measured: Measured, site: Site) -> str | None:
     if measured.valueCodeableConcept is not None:
-        return _coded_value(measured.valueCodeableConcept)
+        return _coded_value(measured.valueCodeableConcept, site)
     if measured.valueBoolean is not None:
         return "true" if measured.valueBoolean else "false"
     if measured.valueRange is not None:
@@ -190,11 +201,11 @@ def _text_value(measured: Measured) -> str | None:
         return f"{_digits(ratio.numerator)}:{_digits(ratio.denominator)}"
     if measured.valuePeriod is not None:
         return f"{measured.valuePeriod.start or ''}/{measured.valuePeriod.end or ''}"
-    return measured.valueString or measured.valueTime or measured.valueDateTime
+    return measured.valueString or measured.valueTime or measured.valueDateTime or None
 
 
-def _coded_value(value: CodeableConcept) -> str | None:
-    concept = concept_of(value)
+def _coded_value(value: CodeableConcept, site: Site) -> str | None:
+    concept = site.book.concept(value)
     if concept is None or not concept.code.startswith(f"{TEXT}/"):
         return concept.code if concept else None
     return value.text or next((c.display for c in value.coding or () if c.display), None)
@@ -202,7 +213,3 @@ def _coded_value(value: CodeableConcept) -> str | None:
 
 def _digits(quantity: Quantity | None) -> str:
     return "" if quantity is None or quantity.value is None else f"{quantity.value:g}"
-
-
-def _unit(quantity: Quantity | None) -> str | None:
-    return None if quantity is None else quantity.code or quantity.unit or None

@@ -1,26 +1,68 @@
-"""Files of FHIR JSON: which there are, and the records in them with their line numbers."""
+"""Files of FHIR JSON: which there are, the blocks that they are read in, and the lines of a block.
+
+A block is what one process reads at a time and what a run that was killed need not read again.
+A large plain file has one for every BLOCK bytes, a large packed one for every BLOCK bytes
+unpacked, and small files share one. So memory is bounded whatever the size of a file, except where
+a .json file is one long JSON text: that is read whole, up to LONGEST.
+"""
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import pyarrow as pa
+import xxhash
 
 from ehrmamba_hf.errors import InputError
 
+BLOCK: Final = 128 << 20
+"""Bytes of text. Each gives a Parquet file a table, and these are opened again for every shard."""
+LONGEST: Final = 1 << 30
+"""Bytes of a JSON text; one that is a chunk longer is rejected: no line uses up the memory."""
 _SUFFIXES: Final = (".ndjson", ".jsonl", ".json")
-_CHUNK: Final = 1 << 20
+_PACKED: Final = (".gz", ".zst")
+_CHUNK: Final = 1 << 18
+_STEP: Final = 1 << 16  # what pyarrow unpacks at once is lost as a whole where it is damaged
 _BOM: Final = b"\xef\xbb\xbf"
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
-class Record(NamedTuple):
-    """One JSON text; `line` counts from 1 in the unpacked file."""
+class Span(NamedTuple):
+    """Part of a file: the lines that begin in bytes `start` to `stop` of its text.
 
-    line: int
-    text: bytes
+    `data` holds them where the parent process has unpacked them.
+    """
+
+    file: Path
+    start: int = 0
+    stop: int | None = None  # None: to the end
+    data: bytes | None = None
+
+
+class Block(NamedTuple):
+    """Spans to read together, with a number like no other's of the run."""
+
+    number: int
+    spans: tuple[Span, ...]
+    size: int  # bytes on disk, for progress
+
+
+class Lines(NamedTuple):
+    """Whole lines in a row; `text` is None for a single one that is longer than LONGEST."""
+
+    first: int  # number of the first, from 1 at the span's start
+    amount: int
+    text: bytes | None
+
+    def split(self) -> list[bytes]:
+        """The lines, without white space around them; a JSON text on several lines is one."""
+        text = self.text or b""
+        lines = [text] if self.amount == 1 else text.removesuffix(b"\n").split(b"\n")
+        return [line.strip() for line in lines]
 
 
 class BrokenFile(Exception):  # noqa: N818 - an outcome: what came before the break is used
@@ -34,8 +76,8 @@ class BrokenFile(Exception):  # noqa: N818 - an outcome: what came before the br
 def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
     """The FHIR files of a folder and its subfolders, sorted by name; a single file is itself one.
 
-    .ndjson, .jsonl and .json, each also with .gz, in any case; hidden files and what lies in `skip`
-    are left out. Raises InputError where there is none.
+    .ndjson, .jsonl and .json, each also with .gz or .zst, in any case; hidden files and what lies
+    in `skip` are left out. Raises InputError where there is none.
     """
     if not source.exists():
         raise InputError(f"{source}: expected a folder of FHIR files, found nothing there")
@@ -45,66 +87,240 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
         files = [
             path
             for path in sorted(source.rglob("*"))
-            if path.name.lower().removesuffix(".gz").endswith(_SUFFIXES)
+            if _plain_name(path).endswith(_SUFFIXES)
             and not any(part.startswith(".") for part in path.relative_to(source).parts)
             and not (skip and path.resolve().is_relative_to(skip.resolve()))
             and path.is_file()
         ]
     if not files:
-        raise InputError(f"{source}: expected {', '.join(_SUFFIXES)} files (also .gz), found none")
+        known = ", ".join(_SUFFIXES)
+        raise InputError(f"{source}: expected {known} files (also .gz and .zst), found none")
     return files
 
 
-def read_records(file: Path, advance: Callable[[int], object] = lambda _: None) -> Iterator[Record]:
-    """The records of one file: a line each, or the whole of a .json file that is one JSON text.
+def blocks_of(files: list[Path], block: int = BLOCK) -> Iterator[Block]:
+    """The blocks of some files. Those of a packed file are unpacked as they are asked for.
 
-    `advance` is told the bytes read from disk as they are read. Blank lines come as empty texts.
-    Raises BrokenFile, after the whole lines before the break, for a damaged or cut-off gzip and
-    for an unreadable file.
+    They depend on the files alone: a second run makes the same ones. Raises nothing for a file that
+    cannot be read: whoever reads its span is told.
     """
-    lines = _read_lines(file, advance)
-    if not file.name.lower().removesuffix(".gz").endswith(".json"):
-        yield from lines
-        return
-    first = next(lines, None)
-    if first is None:
-        return
-    if _is_json(first.text):  # one resource on one line, or NDJSON under another name
-        yield first
-        yield from lines
-    else:
-        yield Record(1, b"\n".join([first.text, *(record.text for record in lines)]))
+    small: list[Span] = []
+    held = first = 0
+    for index, file in enumerate(files):
+        size = file.stat().st_size
+        number = index << 14
+        if size >= block >> 4 and _packing(file) and not _is_document(file):
+            yield from _unpacked_blocks(file, number, block)
+        elif size >= block and not _is_document(file):
+            for start in range(0, size, block):
+                stop = min(start + block, size)
+                yield Block(number + start // block, (Span(file, start, stop),), stop - start)
+        else:
+            if small and held + size > block:
+                yield Block(first, tuple(small), held)
+                small, held = [], 0
+            first = first if small else number
+            small.append(Span(file))
+            held += size
+    if small:
+        yield Block(first, tuple(small), held)
 
 
-def _read_lines(file: Path, advance: Callable[[int], object]) -> Iterator[Record]:
-    number, rest = 1, b""
+def content_key(block: Block) -> str:
+    """A hash of the names and bytes that a block is made of.
+
+    Raises nothing: a file that cannot be read counts as empty, and is told of when it is read.
+    """
+    digest = xxhash.xxh3_128()
+    for span in block.spans:
+        digest.update(f"{span.file.name}\0{span.start}\0{span.stop}\0".encode())
+        if span.data is not None:
+            digest.update(span.data)
+            continue
+        try:
+            with span.file.open("rb") as disk:
+                disk.seek(span.start)
+                left = span.stop - span.start if span.stop is not None else None
+                while chunk := disk.read(1 << 20 if left is None else min(left, 1 << 20)):
+                    digest.update(chunk)
+                    left = None if left is None else left - len(chunk)
+        except OSError:
+            continue
+    return digest.hexdigest()
+
+
+def read_lines(span: Span) -> Iterator[Lines]:
+    """The lines of a span, about _CHUNK bytes at a time, without those that begin outside it.
+
+    A .json file that is one JSON text on several lines comes as one line. Raises BrokenFile, after
+    the whole lines before the break, for a damaged or cut-off packed file and an unreadable one.
+    """
+    lines = _split(span)
+    if not _is_document(span.file):
+        yield from lines
+        return
+    head = next(lines, None)
+    if head is None:
+        return
+    if head.text is not None and not _is_json(head.text.split(b"\n", 1)[0]):
+        text = bytearray(head.text)
+        for more in lines:
+            if more.text is None or len(text) + len(more.text) > LONGEST:
+                yield Lines(1, 1, None)
+                return
+            text += more.text
+        yield Lines(1, 1, bytes(text))
+        return
+    yield head
+    yield from lines
+
+
+def _split(span: Span) -> Iterator[Lines]:
+    held: list[bytes] = []
+    number, length = 1, 0  # `held` is the beginning of line `number`
+    skipping = False  # that line is too long
+    try:
+        for chunk in _chunks(span):
+            cut = chunk.rfind(b"\n") + 1
+            if cut and skipping:
+                yield Lines(number, 1, None)
+                number, skipping = number + 1, False
+                after = chunk.find(b"\n") + 1
+                chunk, cut = chunk[after:], cut - after
+            if cut:
+                text = b"".join([*held, chunk[:cut]])
+                count = text.count(b"\n")
+                yield Lines(number, count, text)
+                number, held, length, chunk = number + count, [], 0, chunk[cut:]
+            if chunk and not skipping:
+                held.append(chunk)
+                length += len(chunk)
+                if length > LONGEST:
+                    held, length, skipping = [], 0, True
+    except (EOFError, zlib.error, OSError) as error:
+        raise _broken(number, error) from None
+    if skipping:
+        yield Lines(number, 1, None)
+    elif last := b"".join(held).strip():
+        yield Lines(number, 1, last)
+
+
+def _broken(line: int, error: Exception) -> BrokenFile:
+    # Only the system's own errors have a number: gzip's and pyarrow's say what is in the file.
+    if isinstance(error, OSError) and error.errno is not None:
+        return BrokenFile(line, "a readable file", error.strerror or "an error")
+    cut_off = isinstance(error, EOFError) or "Truncated" in str(error)
+    return BrokenFile(line, "a whole packed file", f"a {'cut-off' if cut_off else 'damaged'} one")
+
+
+def _chunks(span: Span) -> Iterator[bytes]:
+    if span.data is not None:
+        for start in range(0, len(span.data), _CHUNK):
+            yield span.data[start : start + _CHUNK]
+        return
+    with span.file.open("rb") as disk:
+        if span.stop is None:
+            yield from _unpacked(disk, span.file, span.start)
+        else:
+            yield from _between(disk, span.start, span.stop)
+
+
+def _between(disk: BufferedReader, start: int, stop: int) -> Iterator[bytes]:
+    """The lines of a plain file that begin between two of its bytes."""
+    chunk, at = b"\n", start
+    if start:  # the line that reaches into the span belongs to the one before
+        disk.seek(start - 1)
+        at -= 1
+        while piece := disk.readline(_CHUNK):
+            at += len(piece)
+            if piece.endswith(b"\n"):
+                break
+    while at < stop and (chunk := disk.read(min(_CHUNK, stop - at))):
+        yield chunk.removeprefix(_BOM) if at == 0 else chunk
+        at += len(chunk)
+    while not chunk.endswith(b"\n") and (chunk := disk.readline(_CHUNK)):  # the last goes on
+        yield chunk
+
+
+def _unpacked(disk: BufferedReader, file: Path, skip: int = 0) -> Iterator[bytes]:
+    """The text of a file from byte `skip` on; what comes before a break is given first."""
+    packing = _packing(file)
+    stream: Any = disk
+    if packing == "gzip":
+        stream = gzip.GzipFile(fileobj=disk)
+    elif packing == "zstd":
+        stream = _Zstd(disk)
+    first = True
+    # read1 gives what it has; read would lose all of a chunk that a break lies in.
+    while chunk := stream.read1(_CHUNK):
+        if first:
+            chunk, first = chunk.removeprefix(_BOM), False
+        if skip >= len(chunk):
+            skip -= len(chunk)
+            continue
+        yield chunk[skip:]
+        skip = 0
+
+
+class _Zstd:
+    """pyarrow's reader under the name of gzip's."""
+
+    def __init__(self, disk: BufferedReader) -> None:
+        self._stream = pa.CompressedInputStream(disk, "zstd")
+
+    def read1(self, _: int) -> bytes:
+        return bytes(self._stream.read(_STEP))
+
+
+def _unpacked_blocks(file: Path, number: int, block: int) -> Iterator[Block]:
+    """Whole lines of about `block` bytes each."""
+    held: list[bytes] = []
+    length = start = done = 0
+    whole = file.stat().st_size
+    with file.open("rb") as disk:
+        chunks = _unpacked(disk, file)
+        while True:
+            try:
+                chunk = next(chunks, None)
+            except (EOFError, zlib.error, OSError):
+                chunk, length = None, LONGEST + 1
+            if length > LONGEST:
+                # Whoever reads the rest of the file meets the break, or the end of the long line.
+                yield Block(number, (Span(file, start),), whole - done)
+                return
+            held.append(chunk or b"")
+            length += len(held[-1])
+            cut = length if chunk is None else length - len(held[-1]) + held[-1].rfind(b"\n") + 1
+            if chunk is None or (length >= block and held[-1].count(b"\n")):
+                data = b"".join(held)
+                at = whole if chunk is None else disk.tell()
+                yield Block(number, (Span(file, start, start + cut, data[:cut]),), at - done)
+                done = at
+                held, length = [data[cut:]], length - cut
+                start, number = start + cut, number + 1
+            if chunk is None:
+                return
+
+
+def _packing(file: Path) -> str | None:
+    """How a file is packed, by its first bytes: names lie."""
     try:
         with file.open("rb") as disk:
-            zipped = disk.peek(2)[:2] == b"\x1f\x8b"
-            for chunk in _chunks(gzip.GzipFile(fileobj=disk) if zipped else disk, disk, advance):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    yield Record(number, line.strip())
-                    number += 1
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        found = "a cut-off one" if isinstance(error, EOFError) else "a damaged one"
-        raise BrokenFile(number, "a whole gzip file", found) from None
-    except OSError as error:
-        raise BrokenFile(number, "a readable file", error.strerror or "an error") from None
-    if rest.strip():
-        yield Record(number, rest.strip())
+            head = disk.read(4)
+    except OSError:
+        return None
+    return "gzip" if head[:2] == _GZIP else "zstd" if head == _ZSTD else None
 
 
-def _chunks(
-    unpacked: gzip.GzipFile | BufferedReader, disk: BufferedReader, advance: Callable[[int], object]
-) -> Iterator[bytes]:
-    done, first = 0, True
-    # read1 gives what it has; read would lose all of a chunk that a break lies in.
-    while chunk := unpacked.read1(_CHUNK):
-        yield chunk.removeprefix(_BOM) if first else chunk
-        first = False
-        advance(disk.tell() - done)
-        done = disk.tell()
+def _plain_name(file: Path) -> str:
+    name = file.name.lower()
+    for suffix in _PACKED:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _is_document(file: Path) -> bool:
+    return _plain_name(file).endswith(".json")
 
 
 def _is_json(text: bytes) -> bool:

@@ -1,8 +1,10 @@
 # ruff: noqa: N815 - FHIR's own names
-"""The parts of FHIR R4 resources (and their R5 names) that become events, as typed Structs.
+"""The parts of FHIR R4 resources that become events, as typed Structs.
 
 Only what is used is declared: names, addresses and narrative are never decoded. A field that is
-absent or null is None. https://hl7.org/fhir/R4/resourcelist.html
+absent or null is None. What R5, STU3 or DSTU2 call otherwise stands beside it with the release's
+name: which release a record is of is not asked, each of its fields is used under the name that it
+has. R4B is R4 here. https://hl7.org/fhir/R4/resourcelist.html, https://hl7.org/fhir/R5/diff.html
 """
 
 import msgspec
@@ -74,6 +76,19 @@ class Ratio(Element, frozen=True, gc=False):
     denominator: Quantity | None = None
 
 
+class Repeat(Element, frozen=True, gc=False):
+    boundsPeriod: Period | None = None
+
+
+class Timing(Element, frozen=True, gc=False):
+    event: list[str] | None = None
+    repeat: Repeat | None = None
+
+
+class Anything(Element, frozen=True, gc=False):
+    """An element of which only the presence counts."""
+
+
 class Identifier(Element, frozen=True, gc=False):
     system: str | None = None
 
@@ -90,6 +105,19 @@ class Patient(Resource, frozen=True, gc=False):
     birthDate: str | None = None
     deceasedBoolean: bool | None = None
     deceasedDateTime: str | None = None
+
+
+class ClinicalResource(Resource, frozen=True, gc=False):
+    """A resource about a patient in an encounter.
+
+    Who it is about is `subject` or `patient`, by type and release; `context` is the encounter in
+    STU3, and until R4B in some of the medication resources.
+    """
+
+    subject: Reference | None = None
+    patient: Reference | None = None
+    encounter: Reference | None = None
+    context: Reference | None = None
 
 
 class Disposition(CodeableConcept, frozen=True, gc=False):
@@ -109,6 +137,7 @@ class Encounter(Resource, frozen=True, gc=False, rename={"class_": "class"}):
     status: str | None = None
     class_: Coding | list[CodeableConcept] | None = None  # R4 | R5
     subject: Reference | None = None
+    patient: Reference | None = None  # DSTU2
     period: Period | None = None
     actualPeriod: Period | None = None  # R5
     hospitalization: Discharge | None = None
@@ -116,25 +145,49 @@ class Encounter(Resource, frozen=True, gc=False, rename={"class_": "class"}):
     partOf: Reference | None = None
 
 
-class Condition(Resource, frozen=True, gc=False):
-    verificationStatus: CodeableConcept | None = None
+class Condition(ClinicalResource, frozen=True, gc=False):
+    verificationStatus: CodeableConcept | str | None = None  # R4 | STU3
     code: CodeableConcept | None = None
-    subject: Reference | None = None
-    encounter: Reference | None = None
     recordedDate: str | None = None
+    assertedDate: str | None = None  # STU3
+    dateRecorded: str | None = None  # DSTU2
     onsetDateTime: str | None = None
     onsetPeriod: Period | None = None
+    onsetAge: Anything | None = None
+    onsetRange: Anything | None = None
+    onsetString: str | None = None
 
 
-class Procedure(Resource, frozen=True, gc=False):
+class AllergyIntolerance(Condition, frozen=True, gc=False):
+    """The fields that are used are those of a Condition."""
+
+
+class Procedure(ClinicalResource, frozen=True, gc=False):
     status: str | None = None
+    notDone: bool | None = None  # STU3
+    notPerformed: bool | None = None  # DSTU2
     code: CodeableConcept | None = None
-    subject: Reference | None = None
-    encounter: Reference | None = None
     performedDateTime: str | None = None
     performedPeriod: Period | None = None
-    occurrenceDateTime: str | None = None  # R5
-    occurrencePeriod: Period | None = None  # R5
+    performedString: str | None = None
+    performedAge: Anything | None = None
+    performedRange: Anything | None = None
+    occurrenceDateTime: str | None = None  # R5, like all of occurrence[x]
+    occurrencePeriod: Period | None = None
+    occurrenceTiming: Timing | None = None
+    occurrenceString: str | None = None
+    occurrenceAge: Anything | None = None
+    occurrenceRange: Anything | None = None
+
+
+class Immunization(ClinicalResource, frozen=True, gc=False):
+    status: str | None = None
+    notGiven: bool | None = None  # STU3
+    wasNotGiven: bool | None = None  # DSTU2
+    vaccineCode: CodeableConcept | None = None
+    occurrenceDateTime: str | None = None
+    date: str | None = None  # STU3
+    doseQuantity: Quantity | None = None
 
 
 class Medication(Resource, frozen=True, gc=False):
@@ -149,20 +202,18 @@ class Contained(Element, frozen=True, gc=False):
     code: CodeableConcept | None = None
 
 
-class DispenseRequest(Element, frozen=True, gc=False):
-    validityPeriod: Period | None = None
-
-
-class MedicationUse(Resource, frozen=True, gc=False):
-    """What MedicationRequest and MedicationAdministration share."""
+class MedicationUse(ClinicalResource, frozen=True, gc=False):
+    """What the resources that name a medication share."""
 
     status: str | None = None
     medicationCodeableConcept: CodeableConcept | None = None
     medicationReference: MedicationReference | None = None
     medication: CodeableReference | None = None  # R5
     contained: list[msgspec.Raw] | None = None
-    subject: Reference | None = None
-    encounter: Reference | None = None
+
+
+class DispenseRequest(Element, frozen=True, gc=False):
+    validityPeriod: Period | None = None
 
 
 class MedicationRequest(MedicationUse, frozen=True, gc=False):
@@ -177,18 +228,54 @@ class Dosage(Element, frozen=True, gc=False):
 
 
 class MedicationAdministration(MedicationUse, frozen=True, gc=False):
-    context: Reference | None = None  # R4's name of `encounter`
+    notGiven: bool | None = None  # STU3
+    wasNotGiven: bool | None = None  # DSTU2
     effectiveDateTime: str | None = None
     effectivePeriod: Period | None = None
     occurenceDateTime: str | None = None  # R5, with R5's spelling
     occurencePeriod: Period | None = None
+    occurenceTiming: Timing | None = None
+    occurrenceDateTime: str | None = None  # what R5 means
+    occurrencePeriod: Period | None = None
+    occurrenceTiming: Timing | None = None
     dosage: Dosage | None = None
+
+
+class MedicationDispense(MedicationUse, frozen=True, gc=False):
+    notDone: bool | None = None  # STU3
+    quantity: Quantity | None = None
+    whenHandedOver: str | None = None
+    whenPrepared: str | None = None
+    recorded: str | None = None  # R5
+
+
+class Adherence(Element, frozen=True, gc=False):
+    code: CodeableConcept | None = None
+
+
+class MedicationStatement(MedicationUse, frozen=True, gc=False):
+    taken: str | None = None  # STU3
+    wasNotTaken: bool | None = None  # DSTU2
+    adherence: Adherence | None = None  # R5
+    effectiveDateTime: str | None = None
+    effectivePeriod: Period | None = None
+    effectiveTiming: Timing | None = None  # R5
+    dateAsserted: str | None = None
+
+
+class DiagnosticReport(ClinicalResource, frozen=True, gc=False):
+    status: str | None = None
+    code: CodeableConcept | None = None
+    effectiveDateTime: str | None = None
+    effectivePeriod: Period | None = None
+    issued: str | None = None
 
 
 class Measured(Element, frozen=True, gc=False):
     """The value[x] that Observation and its components share."""
 
     code: CodeableConcept | None = None
+    dataAbsentReason: Anything | list[Anything] | None = None  # a list in MIMIC-IV on FHIR 1.0
     valueQuantity: Quantity | None = None
     valueInteger: int | None = None
     valueString: str | None = None
@@ -199,6 +286,9 @@ class Measured(Element, frozen=True, gc=False):
     valueTime: str | None = None
     valueDateTime: str | None = None
     valuePeriod: Period | None = None
+    valueSampledData: Anything | None = None
+    valueAttachment: Anything | None = None  # R5
+    valueReference: Anything | None = None  # R5
 
 
 class Component(Measured, frozen=True, gc=False):
@@ -212,8 +302,10 @@ class Observation(Measured, frozen=True, gc=False, tag_field="resourceType", tag
     category: list[CodeableConcept] | None = None
     subject: Reference | None = None
     encounter: Reference | None = None
+    context: Reference | None = None  # STU3
     effectiveDateTime: str | None = None
     effectivePeriod: Period | None = None
+    effectiveTiming: Timing | None = None
     effectiveInstant: str | None = None
     issued: str | None = None
     component: list[Component] | None = None
@@ -234,10 +326,15 @@ Clinical = (
     Patient
     | Encounter
     | Condition
+    | AllergyIntolerance
     | Procedure
+    | Immunization
     | Medication
     | MedicationRequest
     | MedicationAdministration
+    | MedicationDispense
+    | MedicationStatement
     | Observation
+    | DiagnosticReport
 )
 """The resource types that are used; all others are counted by type."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.codings import Concept
 from ehrmamba_hf.fhir.times import Clock
 
@@ -60,6 +61,7 @@ class Rows(NamedTuple):
     encounter: EncounterRow | None = None
     subject: SubjectRow | None = None
     medication: Concept | None = None
+    notes: tuple[str, ...] = ()  # fields that the record is used without: counted, each by its text
 
 
 class Site(NamedTuple):
@@ -67,6 +69,7 @@ class Site(NamedTuple):
 
     clock: Clock
     aliases: Mapping[str, str] = {}  # in a Bundle: fullUrl -> id, where they differ
+    book: Codebook = Codebook()
 
 
 class Reject(Exception):  # noqa: N818 - an outcome, not a fault of ours

@@ -1,9 +1,22 @@
 """FHIR dates and times as naive microseconds of the hospital's wall clock.
 
-A time stands as it was written, with its own offset, and the offset is dropped: 08:00-05:00 is
-eight in the morning. Sources that write everything in UTC lose the wall clock; for them a timezone
-is given, and times written as UTC (Z, +00:00) are converted to it. Dates have no offset and are
-never converted.
+Offsets. A time stands as it was written, with its own offset, and the offset is dropped:
+08:00-05:00 is eight in the morning, and so is 08:00+01:00 in the same record. Sources that write
+everything in UTC lose the wall clock; for them a timezone is given, and times written as UTC (Z,
++00:00, -00:00) are converted to it. Any other offset, or none, is a wall clock already, and dates
+have no offset: they are never converted.
+
+Daylight saving. The wall clock is what it says. In spring an hour is missing: with a timezone no
+time falls into it, and one that is written in it stays there. In autumn an hour comes twice: two
+times an hour apart read the same, and of two times within it the later may read as the earlier.
+Durations are wall-clock, an hour more or less on these two nights.
+
+Partial dates. A day, a month (2019-03) or a year (2019) is the span of it: it starts at its first
+microsecond and is over with its last.
+
+Limits. Fractions beyond microseconds are cut off. A leap second (:60) is the next minute's first.
+24:00 is not a FHIR time. Years go from 0001 to 9999, also on the wall clock that a time is
+converted to.
 """
 
 import re
@@ -22,11 +35,13 @@ MICROSECOND: Final = timedelta(microseconds=1)
 DAY: Final = 86_400_000_000
 """Microseconds of a wall-clock day."""
 
+_LAST: Final = (datetime.max - EPOCH) // MICROSECOND
+
 # Seconds and the offset are required by FHIR where there is a time; exports often lack them, and
 # the wall clock needs neither. https://hl7.org/fhir/R4/datatypes.html#dateTime
 _DATE_TIME: Final = re.compile(
     r"(\d{4})(?:-(\d\d)(?:-(\d\d)"
-    r"(?:T(\d\d:\d\d)(?::(\d\d)(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?)?)?",
+    r"(?:T((?:[01]\d|2[0-3]):[0-5]\d)(?::(\d\d)(\.\d{1,32})?)?(Z|[+-]\d\d:\d\d)?)?)?)?",
     re.ASCII,
 )
 
@@ -58,6 +73,11 @@ class Clock:
         self.met_other = False
         # A visit's events share their times, so most texts come again.
         self.read = lru_cache(maxsize=1 << 16)(self._read)
+
+    @property
+    def converts(self) -> bool:
+        """Whether times written as UTC are moved to a timezone."""
+        return self._zone is not None
 
     def _read(self, text: str) -> Time:
         """The Time of a FHIR date, dateTime or instant; ValueError for anything else.
@@ -101,7 +121,14 @@ class Clock:
                 raise ValueError("outside the calendar") from error
             midnight = midnight or _is_midnight(wall)
         start = _micros(wall) + 1_000_000 * leap
+        if start > _LAST:
+            raise ValueError("outside the calendar")
         return Time(start, start, "time", midnight)
+
+
+def day_over(time: Time) -> int:
+    """When a written time is over; midnight exactly is taken for a date that lost its kind."""
+    return time.start + DAY - 1 if time.midnight else time.last
 
 
 @lru_cache(maxsize=1 << 16)

@@ -61,6 +61,8 @@ TYPE_OF_CATEGORY = {
     "procedure": TYPE_ID["procedure"],
     "medication": TYPE_ID["medication"],
     "administration": TYPE_ID["medication"],
+    "dispense": TYPE_ID["medication"],
+    "statement": TYPE_ID["medication"],
     "lab": TYPE_ID["lab"],
 }
 

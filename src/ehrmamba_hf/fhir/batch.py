@@ -1,0 +1,347 @@
+# ruff: noqa: N815 - FHIR's own names
+"""Observations of the common shape, many at a time, as columns.
+
+Most of a hospital's records are Observations with a code, a time and a number: laboratory results,
+vital signs. One by one they cost ten times what it takes to decode them. Here a chunk of lines is
+decoded in one call, and the parts that come again and again (codes, categories, references, times,
+units) are looked up by their bytes, so that each is understood once. What comes out is what
+`convert` gives, and whatever is not of this shape, or is odd in any way, is handed back for it.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from ehrmamba_hf.fhir.codings import Concept
+from ehrmamba_hf.fhir.fields import id_of, observation_kind, patient_of, unit_of
+from ehrmamba_hf.fhir.identity import subject_id
+from ehrmamba_hf.fhir.reading import Lines
+from ehrmamba_hf.fhir.resources import CodeableConcept, Element, Quantity, Reference
+from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
+from ehrmamba_hf.fhir.statuses import EXCLUDED
+from ehrmamba_hf.fhir.times import instant_of
+
+NONE: Final = np.iinfo(np.int64).min
+"""Stands for no time."""
+_ODD: Final = np.iinfo(np.int64).max  # the long way has to look at it
+_REMEMBERED: Final = 1 << 18
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Index(dict[Any, int]):
+    """Numbers values in the order in which they come; 0 is None.
+
+    >>> index = Index()
+    >>> index["mg/dL"], index[None], index["mmol/L"], index["mg/dL"], index.values_
+    (1, 0, 2, 1, [None, 'mg/dL', 'mmol/L'])
+    """
+
+    def __init__(self) -> None:
+        super().__init__({None: 0})
+        self.values_: list[Any] = [None]
+
+    def __missing__(self, value: Any) -> int:
+        number = self[value] = len(self.values_)
+        self.values_.append(value)
+        return number
+
+
+class Memo(dict[K, V]):
+    """What a function gave for each argument; it forgets everything now and then."""
+
+    def __init__(self, function: Callable[[K], V]) -> None:
+        self._function = function
+
+    def __missing__(self, key: K) -> V:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        value = self[key] = self._function(key)
+        return value
+
+
+class Vocabulary:
+    """The values that repeat in the events of a block, numbered."""
+
+    def __init__(self) -> None:
+        self.concepts = Index()
+        self.units = Index()
+        self.texts = Index()
+        self.encounters = Index()
+        self.categories = Index()
+        self.types = Index()
+        self.medications = Index()
+
+
+class Plain(NamedTuple):
+    """Columns of some Observations, a row each; times in microseconds."""
+
+    source_id: list[str]
+    updated: np.ndarray  # int64, NONE without a meta.lastUpdated
+    subject: np.ndarray  # int64
+    time: np.ndarray  # int64
+    available: np.ndarray  # int64
+    value: np.ndarray  # float64
+    concept: np.ndarray  # int32, in the vocabulary, like the next ones
+    unit: np.ndarray
+    category: np.ndarray
+    encounter: np.ndarray
+    without_category: int
+
+
+class _Meta(Element, frozen=True, gc=False):
+    lastUpdated: str | None = None
+
+
+class _Observation(Element, frozen=True, gc=False, tag_field="resourceType", tag="Observation"):
+    id: str | None = None
+    meta: _Meta | None = None
+    status: str | None = None
+    category: msgspec.Raw = msgspec.Raw()
+    code: msgspec.Raw = msgspec.Raw()
+    subject: msgspec.Raw = msgspec.Raw()
+    encounter: msgspec.Raw = msgspec.Raw()
+    effectiveDateTime: str | None = None
+    issued: str | None = None
+    valueQuantity: Quantity | None = None
+    component: msgspec.Raw = msgspec.Raw()
+    context: msgspec.Raw = msgspec.Raw()  # an earlier release's encounter
+
+
+_decoder = msgspec.json.Decoder(_Observation)
+_concept_decoder = msgspec.json.Decoder(CodeableConcept | None)
+_categories_decoder = msgspec.json.Decoder(list[CodeableConcept] | None)
+_reference_decoder = msgspec.json.Decoder(Reference | None)
+_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Reject, NotUsed)
+
+
+class PlainReader:
+    """Reads plain Observations of one site, with the numbers of one vocabulary."""
+
+    def __init__(self, site: Site, vocabulary: Vocabulary) -> None:
+        self._site = site
+        self._words = vocabulary
+        self._concepts = Memo(self._concept)
+        self._categories = Memo(self._category)
+        self._subjects = Memo(self._subject)
+        self._encounters = Memo(self._encounter)
+        self._times = Memo(self._time)
+        self._days: Memo[str, int] = Memo(lambda text: self._long_time(text, "day"))
+        self._hours: Memo[str, int] = Memo(
+            lambda text: self._long_time(f"1970-01-01{text}", "time")
+        )
+        self._units = Memo(self._unit)
+        self._versions = Memo(self._version)
+        self._kinds: list[int] = []  # of the vocabulary's concepts
+
+    def read(self, lines: Lines) -> tuple[Plain | None, list[tuple[int, bytes]]]:
+        """Columns of the plain ones, and number and text of every other line."""
+        assert lines.text is not None
+        try:
+            decoded = _decoder.decode_lines(lines.text)
+        except _FAULTS:
+            return self._one_by_one(lines)
+        # One on each line, or else nobody knows which line is whose.
+        if len(decoded) != lines.amount:
+            return self._one_by_one(lines)
+        plain = _plain_of(decoded)
+        return self._columns(plain, _membership(decoded, plain), lines)
+
+    def _one_by_one(self, lines: Lines) -> tuple[Plain | None, list[tuple[int, bytes]]]:
+        decoded: list[_Observation | None] = []
+        for text in lines.split():
+            try:
+                decoded.append(_decoder.decode(text))
+            except _FAULTS:
+                decoded.append(None)
+        plain = _plain_of([o for o in decoded if o is not None])
+        return self._columns(plain, _membership(decoded, plain), lines)
+
+    def _columns(
+        self, plain: list[_Observation], is_plain: list[bool] | None, lines: Lines
+    ) -> tuple[Plain | None, list[tuple[int, bytes]]]:
+        """`is_plain`: for each line; None where all of them are."""
+        columns, sound = self._understood(plain)
+        if not sound.all():
+            wanted = sound.tolist()
+            columns = _filtered(columns, sound)
+            if is_plain is None:
+                is_plain = wanted
+            else:
+                verdicts = iter(wanted)
+                is_plain = [p and next(verdicts) for p in is_plain]
+        if is_plain is None:
+            return columns, []
+        texts = zip(lines.split(), is_plain, strict=True)
+        others = [(lines.first + i, text) for i, (text, p) in enumerate(texts) if not p]
+        return (columns if columns.source_id else None), others
+
+    def _understood(self, plain: list[_Observation]) -> tuple[Plain, np.ndarray]:
+        """The columns, and which rows of them can stand."""
+        n = len(plain)
+        concept = _looked_up(self._concepts, _raw(plain, "code"), n, np.int32)
+        kind = _looked_up(self._categories, _raw(plain, "category"), n, np.int32)
+        subject = _looked_up(self._subjects, _raw(plain, "subject"), n, np.int64)
+        encounter = _looked_up(self._encounters, _raw(plain, "encounter"), n, np.int32)
+        time = _looked_up(self._times, map(attrgetter("effectiveDateTime"), plain), n, np.int64)
+        issued = _looked_up(self._times, map(attrgetter("issued"), plain), n, np.int64)
+        quantities = [o.valueQuantity for o in plain]
+        value = np.array([q.value for q in quantities], np.float64)  # type: ignore[union-attr]
+        written = [q.code or q.unit for q in quantities]  # type: ignore[union-attr]
+        unit = _looked_up(self._units, written, n, np.int32)
+        versions = [o.meta and o.meta.lastUpdated for o in plain]
+        updated = _looked_up(self._versions, versions, n, np.int64)
+        if self._site.book.converts:
+            value, unit = self._converted(concept, unit, value)
+        sound = (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
+        sound &= (time != _ODD) & (issued != _ODD) & (np.abs(value) <= _FLOAT32_MAX)
+        uncategorised = kind <= 0
+        columns = Plain(
+            source_id=[o.id for o in plain],  # type: ignore[misc]
+            updated=updated,
+            subject=subject,
+            time=time,
+            available=np.maximum(time, issued),
+            value=value + 0.0,  # -0.0 as 0.0
+            concept=concept,
+            unit=unit,
+            category=self._by_code(kind, concept) if uncategorised.any() else kind,
+            encounter=encounter,
+            without_category=int(((kind == -1) & sound).sum()),
+        )
+        return columns, sound
+
+    def _by_code(self, kind: np.ndarray, concept: np.ndarray) -> np.ndarray:
+        """The categories; where the Observation's own say nothing, its code's."""
+        for known in self._words.concepts.values_[len(self._kinds) :]:
+            told = observation_kind(None, known or _NOTHING)
+            self._kinds.append(self._words.categories[told])
+        return np.where(kind > 0, kind, np.array(self._kinds, np.int32)[concept])
+
+    def _converted(
+        self, concept: np.ndarray, unit: np.ndarray, value: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and units, where the site wants others."""
+        book, words = self._site.book, self._words
+        pairs = concept.astype(np.int64) << 32 | unit
+        for pair in np.unique(pairs[concept > 0]).tolist():
+            code = words.concepts.values_[pair >> 32].code
+            conversion = book.conversion(code, words.units.values_[pair & 0xFFFFFFFF])
+            if conversion is not None:
+                rows = pairs == pair
+                value = np.where(rows, value * conversion.factor + conversion.offset, value)
+                unit = np.where(rows, words.units[conversion.unit], unit).astype(np.int32)
+        return value, unit
+
+    def _concept(self, raw: bytes) -> int:
+        try:
+            concept = _concept_decoder.decode(raw)
+            found = self._site.book.concept(concept) if concept is not None else None
+        except _FAULTS:
+            return -1
+        return self._words.concepts[found] if found is not None else -1
+
+    def _category(self, raw: bytes) -> int:
+        """-1 for none at all, 0 for some that say nothing, -2 for odd ones."""
+        try:
+            categories = _categories_decoder.decode(raw) if raw else None
+            if not categories:
+                return -1
+            kind = observation_kind(categories, _NOTHING)
+        except _FAULTS:
+            return -2
+        return 0 if kind == "observation" else self._words.categories[kind]
+
+    def _subject(self, raw: bytes) -> int:
+        try:
+            return subject_id(patient_of(_reference_decoder.decode(raw), self._site))
+        except _FAULTS:
+            return -1
+
+    def _encounter(self, raw: bytes) -> int:
+        try:
+            return self._words.encounters[
+                id_of(_reference_decoder.decode(raw), self._site) if raw else None
+            ]
+        except _FAULTS:
+            return -1
+
+    def _unit(self, text: str | None) -> int:
+        return self._words.units[unit_of(Quantity(code=text))]
+
+    def _time(self, text: str | None) -> int:
+        if not text:
+            return NONE
+        if self._site.clock.converts:
+            return self._long_time(text, "time")
+        # On the wall clock a time is its day and its hour, and both of them come again.
+        day, hour = self._days[text[:10]], self._hours[text[10:]]
+        return _ODD if _ODD in (day, hour) else day + hour
+
+    def _long_time(self, text: str, precision: str) -> int:
+        try:
+            found = self._site.clock.read(text)
+        except ValueError:
+            return _ODD
+        return found.start if found.precision == precision else _ODD
+
+    def _version(self, text: str | None) -> int:
+        found = instant_of(text) if text else None
+        return NONE if found is None else found
+
+
+_NOTHING = Concept("", ())
+
+
+def _plain_of(decoded: list[_Observation]) -> list[_Observation]:
+    """Those with a code, a time and a number.
+
+    What only `convert` can judge (a comparator, components, a status that means that there is no
+    result) is left to it.
+    """
+    excluded = EXCLUDED["Observation"]
+    return [
+        o
+        for o in decoded
+        if (q := o.valueQuantity) is not None
+        and q.value is not None
+        and not q.comparator
+        and o.effectiveDateTime
+        and o.id
+        and o.status not in excluded
+        and not o.component
+        and not o.context
+    ]
+
+
+def _membership(
+    decoded: Sequence[_Observation | None], plain: list[_Observation]
+) -> list[bool] | None:
+    """Which of them are plain; None where all are."""
+    if len(plain) == len(decoded):
+        return None
+    kept = set(map(id, plain))
+    return [id(o) in kept for o in decoded]
+
+
+def _raw(plain: list[_Observation], name: str) -> Iterator[bytes]:
+    return map(bytes, map(attrgetter(name), plain))
+
+
+def _looked_up(memo: Memo[Any, int], keys: Any, n: int, kind: type) -> np.ndarray:
+    return np.fromiter(map(memo.__getitem__, keys), kind, n)
+
+
+def _filtered(columns: Plain, keep: np.ndarray) -> Plain:
+    kept = [s for s, k in zip(columns.source_id, keep.tolist(), strict=True) if k]
+    arrays = {
+        name: column[keep]
+        for name, column in columns._asdict().items()
+        if isinstance(column, np.ndarray)
+    }
+    return columns._replace(source_id=kept, **arrays)

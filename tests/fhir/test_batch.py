@@ -1,0 +1,201 @@
+"""Plain Observations as columns give what `convert` gives, and everything else is handed back."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from ehrmamba_hf.fhir.batch import NONE, Index, Memo, Plain, PlainReader, Vocabulary
+from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.convert import convert
+from ehrmamba_hf.fhir.decoding import decode
+from ehrmamba_hf.fhir.identity import subject_id
+from ehrmamba_hf.fhir.reading import Lines
+from ehrmamba_hf.fhir.rows import Site
+from ehrmamba_hf.fhir.times import Clock, instant_of
+
+LAB: dict[str, Any] = {
+    "resourceType": "Observation",
+    "id": "o1",
+    "status": "final",
+    "category": [{"coding": [{"code": "laboratory"}]}],
+    "code": {"coding": [{"system": "http://loinc.org", "code": "2345-7", "display": "Glucose"}]},
+    "subject": {"reference": "Patient/p1"},
+    "encounter": {"reference": "Encounter/e1"},
+    "effectiveDateTime": "2019-03-04T11:00:00-05:00",
+    "issued": "2019-03-04T13:00:00.5-05:00",
+    "valueQuantity": {"value": 90.5, "unit": "mg/dL"},
+}
+PLAIN: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "no category": {"category": None},
+    "empty category": {"category": []},
+    "telling no category": {"category": [{"text": "survey"}]},
+    "vital sign": {"category": [{"text": "Vital Signs"}]},
+    "output by its code": {
+        "category": None,
+        "code": {
+            "coding": [
+                {"system": "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-outputevents-d-items"}
+                | {"code": "226559"}
+            ]
+        },
+    },
+    "no encounter": {"encounter": None},
+    "an encounter without an id": {"encounter": {"display": "stay"}},
+    "not issued": {"issued": None},
+    "issued before": {"issued": "2019-03-01T00:00:00Z"},
+    "no unit": {"valueQuantity": {"value": 1}},
+    "a blank unit": {"valueQuantity": {"value": 1, "unit": " "}},
+    "a unit's code": {"valueQuantity": {"value": 1, "unit": "milligram", "code": "mg"}},
+    "minus zero": {"valueQuantity": {"value": -0.0}},
+    "before 1970": {"effectiveDateTime": "1931-03-04T11:00:00.25Z", "issued": None},
+    "a leap second": {"effectiveDateTime": "2016-12-31T23:59:60Z"},
+    "a version": {"meta": {"lastUpdated": "2020-01-01T00:00:00Z"}},
+    "a version that is no time": {"meta": {"lastUpdated": "now"}},
+    "no status": {"status": None},
+    "a full reference": {"subject": {"reference": "https://h.org/fhir/Patient/p1/_history/2"}},
+    "text beside the codes": {"code": {**LAB["code"], "text": "Glucose in blood"}},
+    "a code that is text": {"code": {"text": "Glucose"}},
+    "a range that nobody reads": {"referenceRange": [{"low": {"value": 70}}]},
+}
+OTHER: dict[str, dict[str, Any]] = {
+    "another type": {"resourceType": "Condition"},
+    "no id": {"id": None},
+    "cancelled": {"status": "cancelled"},
+    "no code": {"code": None},
+    "an empty code": {"code": {"coding": [{"display": " "}]}},
+    "no subject": {"subject": None},
+    "a group": {"subject": {"reference": "Group/g1"}},
+    "a very long reference": {"encounter": {"reference": "Encounter/" + "e" * 3000}},
+    "a day": {"effectiveDateTime": "2019-03-04"},
+    "no day": {"effectiveDateTime": "2019-02-30T00:00:00Z"},
+    "no time": {"effectiveDateTime": None},
+    "issued never": {"issued": "never"},
+    "a period": {"effectiveDateTime": None, "effectivePeriod": {"start": "2019-03-04"}},
+    "no value": {"valueQuantity": None},
+    "a text": {"valueQuantity": None, "valueString": "high"},
+    "a comparator": {"valueQuantity": {"value": 5, "comparator": "<"}},
+    "a huge number": {"valueQuantity": {"value": 1e300}},
+    "components": {"component": [{"code": {"text": "x"}, "valueQuantity": {"value": 1}}]},
+    "an earlier release": {"encounter": None, "context": {"reference": "Encounter/e1"}},
+    "a wrong kind": {"category": "laboratory"},
+}
+
+
+def lines_of(records: list[Any]) -> Lines:
+    texts = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+    return Lines(7, len(texts), b"".join(text + b"\n" for text in texts))
+
+
+def site_of(timezone: str | None = None) -> Site:
+    return Site(Clock(timezone), book=Codebook.load(units="common"))
+
+
+def rows(plain: Plain | None, words: Vocabulary) -> list[tuple]:
+    """The columns, an event a row, with the words in place of their numbers."""
+    if plain is None:
+        return []
+    return [
+        (
+            *(plain.source_id[i], plain.subject[i], plain.time[i], plain.available[i]),
+            *(plain.value[i], str(plain.value[i]), words.concepts.values_[plain.concept[i]].code),
+            *(words.units.values_[plain.unit[i]], words.categories.values_[plain.category[i]]),
+            *(words.encounters.values_[plain.encounter[i]], plain.updated[i]),
+        )
+        for i in range(len(plain.source_id))
+    ]
+
+
+def converted(records: list[dict], site: Site) -> list[tuple]:
+    """The same, from `convert`."""
+    found = []
+    for record in records:
+        resource = decode(json.dumps(record).encode())
+        result = convert(resource, site)
+        (e,) = result.events
+        updated = instant_of(resource.meta.lastUpdated or "") if resource.meta else None
+        found.append(
+            (
+                *(resource.id, subject_id(result.patient_id), e.time, e.available_time),
+                *(e.numeric_value, str(e.numeric_value), e.concept.code),
+                *(e.unit, e.category, e.encounter_id),
+                NONE if updated is None else updated,
+            )
+        )
+    return found
+
+
+def numbered(changes: dict[str, dict[str, Any]]) -> list[dict]:
+    return [LAB | {"id": f"o{n}"} | change for n, change in enumerate(changes.values())]
+
+
+@pytest.mark.parametrize("timezone", [None, "America/New_York"])
+def test_plain_observations_give_what_convert_gives(timezone):
+    records = numbered(PLAIN)
+    words = Vocabulary()
+    plain, others = PlainReader(site_of(timezone), words).read(lines_of(records))
+    assert others == []
+    assert rows(plain, words) == converted(records, site_of(timezone))
+    assert plain.without_category == 3
+
+
+def test_units_are_converted_where_the_site_wants_it():
+    record = LAB | {"valueQuantity": {"value": 5.0, "code": "mmol/L"}}
+    words = Vocabulary()
+    plain, _ = PlainReader(site_of(), words).read(lines_of([record, LAB]))
+    assert rows(plain, words) == converted([record, LAB], site_of())
+    assert [words.units.values_[u] for u in plain.unit] == ["mg/dL", "mg/dL"]
+    assert plain.value[0] == pytest.approx(90.1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_whatever_is_not_plain_is_handed_back(name):
+    odd = LAB | OTHER[name]
+    words = Vocabulary()
+    plain, others = PlainReader(site_of(), words).read(lines_of([LAB, odd, LAB]))
+    assert others == [(8, json.dumps(odd).encode())]
+    assert rows(plain, words) == converted([LAB, LAB], site_of())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lines_of_all_kinds_are_told_apart(seed):
+    rng = random.Random(seed)
+    good, odd = numbered(PLAIN), [*numbered(OTHER), b"", b"  ", b"not json", b"[1]", b"\xff", b"{"]
+    records = rng.choices(good, k=30) + rng.choices(odd, k=rng.randrange(6))
+    rng.shuffle(records)
+    words = Vocabulary()
+    plain, others = PlainReader(site_of(), words).read(lines_of(records))
+    assert rows(plain, words) == converted([r for r in records if r in good], site_of())
+    expected = [(7 + n, r) for n, r in enumerate(records) if r not in good]
+    texts = [
+        (n, r.strip() if isinstance(r, bytes) else json.dumps(r).encode()) for n, r in expected
+    ]
+    assert others == texts
+
+
+def test_two_records_on_a_line_are_no_record():
+    double = json.dumps(LAB).encode() * 2
+    plain, others = PlainReader(site_of(), Vocabulary()).read(lines_of([LAB, double]))
+    assert len(plain.source_id) == 1
+    assert others == [(8, double)]
+
+
+def test_utc_is_noticed():
+    site = site_of()
+    PlainReader(site, Vocabulary()).read(lines_of([LAB]))
+    assert (site.clock.met_utc, site.clock.met_other) == (False, True)
+    record = LAB | {"effectiveDateTime": "2019-03-04T11:00:00Z", "issued": None}
+    PlainReader(site, Vocabulary()).read(lines_of([record]))
+    assert site.clock.met_utc
+
+
+def test_a_memo_forgets_and_an_index_does_not(monkeypatch):
+    monkeypatch.setattr("ehrmamba_hf.fhir.batch._REMEMBERED", 3)
+    calls: list[int] = []
+    memo = Memo(lambda n: calls.append(n) or -n)
+    assert [memo[n] for n in (1, 2, 1, 3, 4, 1)] == [-1, -2, -1, -3, -4, -1]
+    assert calls == [1, 2, 3, 4, 1]
+    index = Index()
+    assert [index[n] for n in (5, None, 5, 6, 7, 8, 5)] == [1, 0, 1, 2, 3, 4, 1]
