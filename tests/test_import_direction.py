@@ -8,7 +8,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ehrmamba_hf"
 ORDER = (
-    *("errors", "folders", "fhir", "events", "timelines", "tasks", "tokenization", "corpus"),
+    *(
+        "errors",
+        "folders",
+        "processes",
+        "pages",
+        "fhir",
+        "events",
+        "timelines",
+        "tasks",
+        "tokenization",
+        "corpus",
+    ),
     *(
         "native",
         "modeling",

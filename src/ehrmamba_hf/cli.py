@@ -32,6 +32,10 @@ Tasks = Annotated[str | None, typer.Option(help="Names, with commas between; def
 Data = Annotated[Path, typer.Argument(help="Data folder, of `prepare`.")]
 EventsOption = Annotated[Path, typer.Option(help="Events folder, of `ingest`.")]
 Timezone = Annotated[str | None, typer.Option(help="IANA name; for sources written in UTC.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one per CPU")]
+Memory = Annotated[
+    str | None, typer.Option(help="About what they may use in all.", show_default="4GB")
+]
 Packing = Annotated[
     bool | None,
     typer.Option(
@@ -97,21 +101,60 @@ def simulate(
 
 @app.command()
 def ingest(
-    fhir: Annotated[Path, typer.Argument(help="Folder of FHIR NDJSON or Bundles, or one file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of FHIR NDJSON or Bundles, one such file, or a MEDS dataset."),
+    ],
     out: Out,
     timezone: Timezone = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one per CPU")
+    systems: Annotated[
+        Path | None, typer.Option(help="YAML of further code systems and their short names.")
     ] = None,
+    mapping: Annotated[
+        list[Path] | None, typer.Option(help="CSV of codes and what they are mapped to.")
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="CSV of unit conversions, or `common` for the packaged one.")
+    ] = None,
+    meds_rules: Annotated[
+        Path | None, typer.Option(help="YAML that says what the codes of a MEDS dataset mean.")
+    ] = None,
+    workers: Workers = None,
+    memory: Memory = None,
     config: ConfigFile = None,
 ) -> None:
-    """Read FHIR into MEDS-shaped Parquet, with report.json and rejects.ndjson."""
+    """Read FHIR or MEDS into MEDS-shaped Parquet, with report.html and rejects.ndjson.
+
+    A run on FHIR that was killed goes on where it ended when it is started again.
+    """
     from ehrmamba_hf.config import load_config, with_flags
     from ehrmamba_hf.events import ingest as run
+    from ehrmamba_hf.events.meds import read_rules
+    from ehrmamba_hf.fhir.codebook import Codebook
 
-    given = with_flags(load_config(config).ingest, timezone=timezone, workers=workers)
-    report = run(fhir, out, timezone=given.timezone, workers=given.workers, progress=_progress())
+    given = with_flags(
+        load_config(config).ingest,
+        timezone=timezone,
+        systems=systems,
+        mappings=tuple(mapping) if mapping else None,
+        units=units,
+        meds_rules=meds_rules,
+        workers=workers,
+        memory=memory,
+    )
+    table: Any = given.units if given.units in (None, "common") else Path(given.units)
+    report = run(
+        source,
+        out,
+        timezone=given.timezone,
+        book=Codebook.load(given.systems, given.mappings, table),
+        rules=read_rules(given.meds_rules) if given.meds_rules else None,
+        workers=given.workers,
+        memory=given.memory,
+        progress=_progress(),
+    )
     typer.echo(report.summary())
+    typer.echo(f"events in {out}: everything that was counted in report.html")
 
 
 @app.command()

@@ -22,7 +22,12 @@ class SimulateSettings(_Section, frozen=True):
 
 class IngestSettings(_Section, frozen=True):
     timezone: str | None = None
+    systems: Path | None = None
+    mappings: tuple[Path, ...] = ()
+    units: str | None = None
+    meds_rules: Path | None = None
     workers: int | None = None
+    memory: str = "4GB"
 
 
 class EvaluateSettings(_Section, frozen=True):
@@ -84,9 +89,15 @@ def load_config(name: str | None) -> Config:
         raise InputError(f"config: expected a YAML file or one of {sorted(packaged)}, found {name}")
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
-        return msgspec.convert(content, Config)
+        return msgspec.convert(content, Config, dec_hook=_path)
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError
 
 
 def _packaged() -> list[Any]:

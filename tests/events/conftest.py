@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from ehrmamba_hf.events import Report, ingest, iter_subject_batches, validate
 from ehrmamba_hf.events.schema import EVENT_SCHEMA
 
 Record = dict[str, Any]
+
+# The made records of each type, and the ways to break them, serve here too.
+_spec = spec_from_file_location("made", Path(__file__).parents[1] / "fhir" / "conftest.py")
+assert _spec and _spec.loader
+_made = module_from_spec(_spec)
+_spec.loader.exec_module(_made)
+records, mutated = _made.records, _made.mutated
 
 
 def about(kind: str, name: str, **fields: Any) -> Record:

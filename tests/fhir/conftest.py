@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -210,12 +210,15 @@ def records() -> dict[str, tuple[Record, Record]]:
 
 
 @pytest.fixture(scope="session")
-def mutated(records) -> Callable[[random.Random], bytes]:
-    """A record as JSON text, broken in one to three places that the generator chooses."""
+def mutated(records) -> Callable[..., bytes]:
+    """A record as JSON text, broken in one to three places that the generator chooses.
+
+    It is one of `records`, or of those that are given.
+    """
     samples = [record for pair in records.values() for record in pair]
 
-    def mutate(rng: random.Random) -> bytes:
-        record = json.loads(json.dumps(rng.choice(samples)))
+    def mutate(rng: random.Random, among: Sequence[Record] = samples) -> bytes:
+        record = json.loads(json.dumps(rng.choice(among)))
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             rng.choice(_CHANGES)(record, rng)
         text = json.dumps(record, ensure_ascii=rng.random() < 0.5)

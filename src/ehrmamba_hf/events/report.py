@@ -18,6 +18,14 @@ class Outcome(msgspec.Struct):
     rejected: int = 0
 
 
+class SystemUse(msgspec.Struct):
+    """How many events have a code of a system, and whether the registry knows it."""
+
+    codings: int
+    known: bool = True
+    url: str = ""  # of one that is not known
+
+
 class Summary:
     """What is counted shard by shard over what was written."""
 
@@ -45,6 +53,14 @@ class Summary:
         for name, count in counted["dangling"]:
             self.unresolved[name] = self.unresolved.get(name, 0) + count
 
+    def system_use(self, unknown: dict[str, str]) -> dict[str, SystemUse]:
+        """The systems of the events' codes. `unknown`: names of those not known, to their URL."""
+        return {
+            name: SystemUse(count, name not in unknown, unknown.get(name, ""))
+            for name, count in sorted(self.systems.items())
+            if not name.startswith("MEDS_")  # births and deaths
+        }
+
     @property
     def date_range(self) -> list[str]:
         """The first and the last time of an event other than births and deaths."""
@@ -56,6 +72,7 @@ class Report(msgspec.Struct, kw_only=True):
     several events (components, birth and death) or none (an encounter)."""
 
     format: str = "ehrmamba-events/1"
+    source: str = "FHIR"  # or MEDS, whose rows are counted as resources of that type
     timezone: str | None
     files: int
     lines: int
@@ -68,7 +85,7 @@ class Report(msgspec.Struct, kw_only=True):
     events: dict[str, int]  # by category
     events_by_year: dict[str, int]  # other than births and deaths
     date_range: list[str]  # first and last event other than births and deaths
-    systems: dict[str, int]  # events by the short name of their code's system
+    systems: dict[str, SystemUse]  # by short name
     unknown_code_systems: dict[str, int]  # by URL, in codings read
     text_only_codes: int  # concepts without any code
     notes: dict[str, int]  # what was left out of resources that are used

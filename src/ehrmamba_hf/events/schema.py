@@ -7,6 +7,7 @@ events/
   subjects.parquet      one row per patient; it stays on the site (SUBJECT_SCHEMA)
   metadata/             dataset.json and codes.parquet as MEDS 0.4 defines them
   report.json           what was read, used, not used and why
+  report.html           the same to look at
   rejects.ndjson        the records that could not be read: file, line, field, expected, found
 ```
 
@@ -22,9 +23,13 @@ ENCOUNTERS_FILE: Final = "encounters.parquet"
 SUBJECTS_FILE: Final = "subjects.parquet"
 METADATA_FOLDER: Final = "metadata"
 REPORT_FILE: Final = "report.json"
+PAGE_FILE: Final = "report.html"
 REJECTS_FILE: Final = "rejects.ndjson"
 CONTENTS: Final = frozenset(
-    {DATA_FOLDER, ENCOUNTERS_FILE, SUBJECTS_FILE, METADATA_FOLDER, REPORT_FILE, REJECTS_FILE}
+    {
+        *(DATA_FOLDER, ENCOUNTERS_FILE, SUBJECTS_FILE, METADATA_FOLDER),
+        *(REPORT_FILE, PAGE_FILE, REJECTS_FILE),
+    }
 )
 """All that an events folder holds."""
 

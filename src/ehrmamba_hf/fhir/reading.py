@@ -8,7 +8,7 @@ a .json file is one long JSON text: that is read whole, up to LONGEST.
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -98,7 +98,7 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
     return files
 
 
-def blocks_of(files: list[Path], block: int = BLOCK) -> Iterator[Block]:
+def blocks_of(files: Sequence[Path], block: int = BLOCK) -> Iterator[Block]:
     """The blocks of some files. Those of a packed file are unpacked as they are asked for.
 
     They depend on the files alone: a second run makes the same ones. Raises nothing for a file that

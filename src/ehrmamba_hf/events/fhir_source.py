@@ -1,0 +1,187 @@
+"""FHIR to an events folder: blocks side by side, then shards, each kept when it is done.
+
+A run that was killed goes on with what is missing: a block's parts and a shard are used again where
+the hash of all that they were made from is the same.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import xxhash
+
+from ehrmamba_hf.events.assemble import (
+    Parts,
+    Shard,
+    iter_rejects,
+    shards_of,
+    write_kept,
+    write_shard,
+    write_tables,
+)
+from ehrmamba_hf.events.metadata import CodeNote, write_metadata
+from ehrmamba_hf.events.parts import Tally, write_parts
+from ehrmamba_hf.events.report import Report, Summary, outcomes_of, warnings_of
+from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE, SUBJECTS_FILE
+from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
+from ehrmamba_hf.folders import finish_part, finished_part
+from ehrmamba_hf.processes import results
+
+PARTS_FOLDER: Final = "parts"
+_FORMAT: Final = "1"
+"""Of the parts: another one where a new version of the code gives others for the same input."""
+
+Advance = Callable[[int], object]
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What the parts of a block depend on besides its text."""
+
+    source: Path
+    parts: Path
+    timezone: str | None
+    book: Codebook
+
+    def key(self, content: str) -> str:
+        """The key of what was made from some content."""
+        made_by = f"{_FORMAT} {version('ehrmamba-hf')} {self.timezone} {self.book.fingerprint()}"
+        return xxhash.xxh3_128_hexdigest(f"{made_by} {content}".encode())
+
+
+def ingest_fhir(
+    files: Sequence[Path],
+    reading: Reading,
+    folder: Path,
+    *,
+    workers: int,
+    memory: int,
+    advance: Advance,
+) -> Report:
+    """Write the events folder of some FHIR files, but for its report.
+
+    Args:
+        files: what to read.
+        reading: how.
+        folder: to write into; its parts folder holds what a killed run finished.
+        workers: processes.
+        memory: bytes for DuckDB, in all.
+        advance: is told the bytes that were read from disk.
+
+    Raises:
+        InputError: two patients' ids have one hash.
+    """
+    reading.parts.mkdir(exist_ok=True)
+    parts, tally, key = _read_all(files, reading, workers, advance)
+    summary = _assemble(parts, tally, key, folder, workers, memory)
+    with (folder / REJECTS_FILE).open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(reject) + "\n" for reject in iter_rejects(parts, tally.spans))
+    notes = best_displays(tally)
+    codes = [(code, CodeNote(notes.get(code))) for code in summary.codes]
+    write_metadata(folder, {"dataset_name": "FHIR"}, codes)
+    return report_of(tally, summary, len(files), reading)
+
+
+def _read_all(
+    files: Sequence[Path], reading: Reading, workers: int, advance: Advance
+) -> tuple[Parts, Tally, str]:
+    """Every block's parts, what was counted in all, and a key of all that they were made from."""
+    total, keys, numbers = Tally(), [], []
+    for number, key, content, size in results(
+        partial(_use_block, reading), blocks_of(files), workers
+    ):
+        total.add(Tally.from_dict(content))
+        numbers.append(number)
+        keys.append(f"{number} {key}")
+        advance(size)
+    return Parts(reading.parts, tuple(sorted(numbers))), total, reading.key(str(sorted(keys)))
+
+
+def _use_block(reading: Reading, block: Block) -> tuple[int, str, Any, int]:
+    """The parts of a block, unless a run before this one has finished them."""
+    names = [span.file.relative_to(reading.source).as_posix() for span in block.spans]
+    key = reading.key(f"{names} {content_key(block)}")
+    done = reading.parts / f"block-{block.number:09d}.json"
+    content = finished_part(done, key)
+    if content is None:
+        tally = write_parts(block, reading.source, reading.parts, reading.timezone, reading.book)
+        content = tally.to_dict()
+        finish_part(done, key, content)
+    return block.number, key, content, block.size
+
+
+def _assemble(
+    parts: Parts, tally: Tally, key: str, folder: Path, workers: int, memory: int
+) -> Summary:
+    """Subjects, encounters and the sorted shards; what was counted over all of them."""
+    done = parts.folder / "kept.json"
+    kept = finished_part(done, key)
+    if kept is None:
+        kept = write_kept(parts, workers, memory)
+        finish_part(done, key, kept)
+    shards = shards_of(tally.events)
+    workers = min(workers, len(shards))
+    summary = Summary(**kept)
+    job = partial(_use_shard, parts, folder, key, memory // workers)
+    for counted in results(job, shards, workers):
+        summary.add(counted)
+    written = {f"shard-{shard.number:05d}.parquet" for shard in shards}
+    for file in (folder / DATA_FOLDER).iterdir():
+        if file.name not in written:  # of a run before this one, on other input
+            file.unlink()
+    tables = {
+        "kept_subjects": folder / SUBJECTS_FILE,
+        "kept_encounters": folder / ENCOUNTERS_FILE,
+    }
+    summary.outcomes += write_tables(parts, len(shards), tables, workers, memory)
+    return summary
+
+
+def _use_shard(parts: Parts, folder: Path, key: str, memory: int, shard: Shard) -> Any:
+    done = parts.folder / f"shard-{shard.number:05d}.json"
+    content = finished_part(done, key)
+    if content is None:
+        content = write_shard(parts, shard, folder, memory)
+        finish_part(done, key, content)
+    return content
+
+
+def report_of(tally: Tally, summary: Summary, files: int, reading: Reading) -> Report:
+    """The report of what was counted block by block and shard by shard."""
+    unknown = {reading.book.system(url).name: url for url in sorted(tally.unknown_systems)}
+    resources, total = outcomes_of(tally, summary.outcomes)
+    return Report(
+        timezone=reading.timezone,
+        files=files,
+        lines=tally.lines,
+        blank_lines=tally.blank_lines,
+        bundles=tally.bundles,
+        resources=resources,
+        total=total,
+        subjects=summary.subjects,
+        encounters=summary.encounters,
+        events=dict(sorted(summary.events.items())),
+        events_by_year=dict(sorted(summary.years.items())),
+        date_range=summary.date_range,
+        unknown_code_systems=dict(sorted(tally.unknown_systems.items())),
+        systems=summary.system_use(unknown),
+        text_only_codes=tally.text_only,
+        notes=dict(sorted(tally.notes.items())),
+        observations_without_category=tally.observations_without_category,
+        unresolved_references=summary.unresolved,
+        warnings=warnings_of(tally, reading.timezone),
+    )
+
+
+def best_displays(tally: Tally) -> dict[str, str]:
+    """Each code's most frequent display; of equally frequent ones, the first in the alphabet."""
+    best: dict[str, tuple[int, str]] = {}
+    for text, count in tally.displays.items():
+        code, display = text.split("\n", 1)
+        if code not in best or (-count, display) < (-best[code][0], best[code][1]):
+            best[code] = count, display
+    return {code: display for code, (_, display) in best.items()}
