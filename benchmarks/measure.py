@@ -358,12 +358,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return result
 
 
-def header(threads: int) -> dict[str, str]:
+def header(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """The command, the versions and the machine."""
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": ", ".join(
-            [f"Python {platform.python_version()}"] + [f"{p} {_version(p)}" for p in PACKAGES]
+            [f"Python {platform.python_version()}"] + [f"{p} {_version(p)}" for p in packages]
         ),
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "load average at the end": f"{os.getloadavg()[0]:.2f}",

@@ -1,16 +1,15 @@
 """An evaluation as files to read: metrics.json, one self-contained page, a table for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import rich.box
 from rich.table import Table
 
 from ehrmamba_hf.evaluation.figures import overview, task_figure
 from ehrmamba_hf.evaluation.results import Estimate, Evaluation, TaskEvaluation
 from ehrmamba_hf.folders import staged_file
+from ehrmamba_hf.pages import environment
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -54,12 +53,9 @@ def render_report(
     load_snippet: str,
 ) -> str:
     """The page as text; arguments as in ``write_report``."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"value": value_text, "interval": interval_text, "signed": signed_text}
-    template = files("ehrmamba_hf.evaluation").joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(
+    made = environment()
+    made.filters |= {"value": value_text, "interval": interval_text, "signed": signed_text}
+    return made.get_template("evaluation/report.html.j2").render(
         evaluation=evaluation,
         judged=evaluation.judgeable,
         overview=overview(evaluation) if evaluation.judgeable else "",

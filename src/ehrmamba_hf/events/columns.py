@@ -58,6 +58,7 @@ _NUMBERS: Final[dict[str, Any]] = {
     **dict.fromkeys(_TIMES, np.int64),
     **dict.fromkeys(_WORDS, np.int32),
 }
+_PLAIN: Final = "Observation"
 _OPEN: Final = ("medication", "after", "fallback_time")
 
 
@@ -77,25 +78,19 @@ class EventColumns:
     def add_plain(self, plain: Plain, first_row: int) -> None:
         """Add Observations, each a resource with one event, in rows from `first_row` on."""
         n = len(plain.source_id)
-        nothing = np.zeros(n, np.int32)
-        never = np.full(n, NONE)
         self._source_ids += plain.source_id
         self._batches.append(
             {
                 "row": np.arange(first_row, first_row + n),
-                "place": np.zeros(n, np.int16),
                 "subject": plain.subject,
                 "time": plain.time,
-                "end_time": never,
                 "available_time": plain.available,
                 "updated": plain.updated,
                 "value": plain.value,
                 "concept": plain.concept,
-                "text": nothing,
                 "unit": plain.unit,
                 "category": plain.category,
                 "encounter": plain.encounter,
-                "type": np.full(n, self._words.types["Observation"], np.int32),
             }
         )
 
@@ -136,15 +131,17 @@ class EventColumns:
         """All events: those of CLOSED_SCHEMA, and those of OPEN_SCHEMA."""
         single = {name: np.array(self._single[name], kind) for name, kind in _NUMBERS.items()}
         is_open = single["after"] | (single["medication"] > 0) | (single["time"] == NONE)
-        closed = {
-            name: np.concatenate(
-                [*(b[name] for b in self._batches), single[name][~is_open]],
-                dtype=kind,
-                casting="unsafe",
-            )
-            for name, kind in _NUMBERS.items()
-            if name not in _OPEN
-        }
+        constant = {"place": 0, "end_time": NONE, "text": 0, "type": self._words.types[_PLAIN]}
+        n = len(self._source_ids)
+        closed = {}
+        for name, kind in _NUMBERS.items():
+            if name not in _OPEN:
+                plain = [b[name] for b in self._batches if name in b]
+                if name in constant:
+                    plain = [np.full(n, constant[name], kind)]
+                closed[name] = np.concatenate(
+                    [*plain, single[name][~is_open]], dtype=kind, casting="unsafe"
+                )
         opened = {name: column[is_open] for name, column in single.items()}
         ids = [i for i, o in zip(self._single_ids, is_open.tolist(), strict=True) if not o]
         open_ids = [i for i, o in zip(self._single_ids, is_open.tolist(), strict=True) if o]

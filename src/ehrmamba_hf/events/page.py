@@ -36,10 +36,10 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One reason for rejects; `count` is None where only examples are known."""
+    """One reason for rejects, with the first places where it was met."""
 
     text: str
-    count: int | None
+    count: int
     examples: list[str]
 
 
@@ -65,7 +65,7 @@ def events_page(report: Mapping[str, Any], rejects: Iterable[Mapping[str, Any]] 
     """
     accounts = [_account(kind, outcome) for kind, outcome in report.get("resources", {}).items()]
     total = _account("All", report["total"]) if "total" in report else None
-    reasons = _reject_reasons(report, rejects)
+    reasons = _reject_reasons(rejects)
     return (
         environment()
         .get_template("events/report.html.j2")
@@ -168,9 +168,7 @@ def _noted(report: Mapping[str, Any]) -> dict[str, int]:
     return {reason: count for reason, count in noted.items() if count}
 
 
-def _reject_reasons(
-    report: Mapping[str, Any], rejects: Iterable[Mapping[str, Any]]
-) -> list[Reason]:
+def _reject_reasons(rejects: Iterable[Mapping[str, Any]]) -> list[Reason]:
     """Rejects by type, field and what was expected there, the most frequent first.
 
     What was found instead is left to rejects.ndjson: of broken JSON it differs from line to line.
@@ -183,12 +181,5 @@ def _reject_reasons(
         reason = f"{where}: expected {reject['expected']}"
         counts[reason] += 1
         if counts[reason] <= _EXAMPLES:
-            examples[reason].append(_place(reject))
-    if counts:
-        return [Reason(text, count, examples[text]) for text, count in counts.most_common()]
-    known = report.get("reject_examples", {})
-    return [Reason(text, None, [_place(p) for p in places]) for text, places in known.items()]
-
-
-def _place(reject: Mapping[str, Any]) -> str:
-    return f"{reject['file']}:{reject['line']}"
+            examples[reason].append(f"{reject['file']}:{reject['line']}")
+    return [Reason(text, count, examples[text]) for text, count in counts.most_common()]

@@ -8,9 +8,10 @@ units) are looked up by their bytes, so that each is understood once. What comes
 `convert` gives, and whatever is not of this shape, or is odd in any way, is handed back for it.
 """
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,10 +20,16 @@ from ehrmamba_hf.fhir.codings import Concept
 from ehrmamba_hf.fhir.fields import id_of, observation_kind, patient_of, unit_of
 from ehrmamba_hf.fhir.identity import subject_id
 from ehrmamba_hf.fhir.reading import Lines
-from ehrmamba_hf.fhir.resources import CodeableConcept, Element, Quantity, Reference
+from ehrmamba_hf.fhir.resources import (
+    CodeableConcept,
+    Element,
+    Observation,
+    Quantity,
+    Reference,
+)
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.statuses import EXCLUDED
-from ehrmamba_hf.fhir.times import instant_of
+from ehrmamba_hf.fhir.times import Clock, instant_of
 
 NONE: Final = np.iinfo(np.int64).min
 """Stands for no time."""
@@ -65,6 +72,38 @@ class Memo(dict[K, V]):
         return value
 
 
+class _Times(dict[str | None, int]):
+    """Microseconds of full times; NONE for none, _ODD for what is not one.
+
+    On the wall clock a time is its day and its hour, and both of them come again.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._days: Memo[str, int] = Memo(lambda text: self._read(text, "day"))
+        self._hours: Memo[str, int] = Memo(lambda text: self._read(f"1970-01-01{text}", "time"))
+
+    def __missing__(self, text: str | None) -> int:
+        if not text:
+            return NONE
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        if self._clock.converts:
+            time = self._read(text, "time")
+        else:
+            day, hour = self._days[text[:10]], self._hours[text[10:]]
+            time = day + hour if _ODD not in (day, hour) else _ODD
+        self[text] = time
+        return time
+
+    def _read(self, text: str, precision: str) -> int:
+        try:
+            found = self._clock.read(text)
+        except ValueError:
+            return _ODD
+        return found.start if found.precision == precision else _ODD
+
+
 class Vocabulary:
     """The values that repeat in the events of a block, numbered."""
 
@@ -98,25 +137,25 @@ class _Meta(Element, frozen=True, gc=False):
     lastUpdated: str | None = None
 
 
-class _Observation(Element, frozen=True, gc=False, tag_field="resourceType", tag="Observation"):
-    id: str | None = None
-    meta: _Meta | None = None
-    status: str | None = None
-    category: msgspec.Raw = msgspec.Raw()
-    code: msgspec.Raw = msgspec.Raw()
-    subject: msgspec.Raw = msgspec.Raw()
-    encounter: msgspec.Raw = msgspec.Raw()
-    effectiveDateTime: str | None = None
-    issued: str | None = None
-    valueQuantity: Quantity | None = None
-    component: msgspec.Raw = msgspec.Raw()
-    context: msgspec.Raw = msgspec.Raw()  # an earlier release's encounter
+class _Observation(Observation, frozen=True, gc=False, tag=False, kw_only=True):
+    """What repeats is left as text. The rest is decoded, though not used: where it is malformed,
+    the record is no better than when it comes alone."""
+
+    resourceType: Literal["Observation"]  # a tag of one type alone may be missing
+    meta: _Meta | None = None  # type: ignore[assignment]
+    category: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    code: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    subject: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    encounter: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    component: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    context: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
 
 
 _decoder = msgspec.json.Decoder(_Observation)
 _concept_decoder = msgspec.json.Decoder(CodeableConcept | None)
 _categories_decoder = msgspec.json.Decoder(list[CodeableConcept] | None)
 _reference_decoder = msgspec.json.Decoder(Reference | None)
+_SIMPLE_REFERENCE = re.compile(rb'\{"reference": ?"Encounter/([A-Za-z0-9.-]{1,64})"\}')
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Reject, NotUsed)
 
 
@@ -130,11 +169,7 @@ class PlainReader:
         self._categories = Memo(self._category)
         self._subjects = Memo(self._subject)
         self._encounters = Memo(self._encounter)
-        self._times = Memo(self._time)
-        self._days: Memo[str, int] = Memo(lambda text: self._long_time(text, "day"))
-        self._hours: Memo[str, int] = Memo(
-            lambda text: self._long_time(f"1970-01-01{text}", "time")
-        )
+        self._times = _Times(site.clock)
         self._units = Memo(self._unit)
         self._versions = Memo(self._version)
         self._kinds: list[int] = []  # of the vocabulary's concepts
@@ -142,6 +177,8 @@ class PlainReader:
     def read(self, lines: Lines) -> tuple[Plain | None, list[tuple[int, bytes]]]:
         """Columns of the plain ones, and number and text of every other line."""
         assert lines.text is not None
+        if not _objects_apart(lines):
+            return self._one_by_one(lines)
         try:
             decoded = _decoder.decode_lines(lines.text)
         except _FAULTS:
@@ -264,6 +301,8 @@ class PlainReader:
             return -1
 
     def _encounter(self, raw: bytes) -> int:
+        if match := _SIMPLE_REFERENCE.fullmatch(raw):  # nearly all, and each comes a few times only
+            return self._words.encounters[match[1].decode()]
         try:
             return self._words.encounters[
                 id_of(_reference_decoder.decode(raw), self._site) if raw else None
@@ -274,28 +313,26 @@ class PlainReader:
     def _unit(self, text: str | None) -> int:
         return self._words.units[unit_of(Quantity(code=text))]
 
-    def _time(self, text: str | None) -> int:
-        if not text:
-            return NONE
-        if self._site.clock.converts:
-            return self._long_time(text, "time")
-        # On the wall clock a time is its day and its hour, and both of them come again.
-        day, hour = self._days[text[:10]], self._hours[text[10:]]
-        return _ODD if _ODD in (day, hour) else day + hour
-
-    def _long_time(self, text: str, precision: str) -> int:
-        try:
-            found = self._site.clock.read(text)
-        except ValueError:
-            return _ODD
-        return found.start if found.precision == precision else _ODD
-
     def _version(self, text: str | None) -> int:
         found = instant_of(text) if text else None
         return NONE if found is None else found
 
 
 _NOTHING = Concept("", ())
+
+
+def _objects_apart(lines: Lines) -> bool:
+    """Whether every line break stands between two objects, as it never does within one.
+
+    Two records on a line and none on another are as many as one on each.
+    """
+    if lines.amount == 1:
+        return True
+    letters = np.frombuffer(lines.text or b"", np.uint8)
+    breaks = np.flatnonzero(letters == ord("\n"))[:-1]
+    before = letters[breaks - 1]
+    before = np.where(before == ord("\r"), letters[breaks - 2], before)
+    return bool(((before == ord("}")) & (letters[breaks + 1] == ord("{"))).all())
 
 
 def _plain_of(decoded: list[_Observation]) -> list[_Observation]:
@@ -333,7 +370,7 @@ def _raw(plain: list[_Observation], name: str) -> Iterator[bytes]:
     return map(bytes, map(attrgetter(name), plain))
 
 
-def _looked_up(memo: Memo[Any, int], keys: Any, n: int, kind: type) -> np.ndarray:
+def _looked_up(memo: dict[Any, int], keys: Any, n: int, kind: type) -> np.ndarray:
     return np.fromiter(map(memo.__getitem__, keys), kind, n)
 
 

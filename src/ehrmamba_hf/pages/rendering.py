@@ -5,11 +5,13 @@ size on a phone, where that of a scaled picture would not.
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import jinja2
+from markupsafe import Markup
 
 _MOST_YEARS: Final = 120
 """Columns that a phone's width still tells apart."""
@@ -43,7 +45,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.filters |= {"thousands": thousands, "short": short}
+    made.filters |= {"thousands": thousands, "short": short, "breakable": breakable}
     made.globals |= {"percent": percent}
     return made
 
@@ -90,6 +92,15 @@ def percent(part: int, whole: int) -> str:
     return "over 99.9 %" if share > 99.9 else f"{share:.1f} %"
 
 
+def breakable(name: str) -> Markup:
+    """A name in camel case that a narrow cell can break.
+
+    >>> str(breakable("CarePlan<"))
+    'Care<wbr>Plan&lt;'
+    """
+    return Markup("<wbr>").join(re.findall("[A-Z]?[^A-Z]+|[A-Z]", name))
+
+
 def by_power(series: Mapping[str, Mapping[str, int]]) -> dict[str, list[Column]]:
     """Histograms on one axis, without holes, of counts by the largest power of two not above.
 
@@ -110,7 +121,8 @@ def by_power(series: Mapping[str, Mapping[str, int]]) -> dict[str, list[Column]]
         axis += [1 << place - 1 for place in range(1 if 0 in found else ends[0], ends[1] + 1)]
     return {
         name: [
-            Column(_binary(low), _span(low, 2 * low - 1), counts.get(str(low), 0)) for low in axis
+            Column(_binary(low), _span(low, 2 * low - 1, ","), counts.get(str(low), 0))
+            for low in axis
         ]
         for name, counts in series.items()
     }
@@ -154,5 +166,5 @@ def _binary(count: int) -> str:
     return str(count)
 
 
-def _span(low: int, high: int) -> str:
-    return str(low) if high <= low else f"{low} to {high}"
+def _span(low: int, high: int, separator: str = "") -> str:
+    return str(low) if high <= low else f"{low:{separator}} to {high:{separator}}"

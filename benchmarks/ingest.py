@@ -1,0 +1,274 @@
+"""NDJSON to sorted event Parquet: rate, memory and disk, beside bare decoding and two peers.
+
+The input is made on the fly: the laboratory results of a simulated hospital, one Observation a line.
+Every case runs in a process of its own, in turn, round by round; the figures are medians of wall
+time. "Bare decoding" reads the file in chunks of 1 MiB and decodes each to the same typed Structs,
+and does nothing with them; it is what the ingestion cannot be faster than. The peers make the same
+columns, sorted by subject and time, without any of the checks.
+
+    python benchmarks/ingest.py
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from measure import Bar, header, shown, table
+from rich.console import Console
+
+OBSERVATIONS_A_PATIENT = 203
+MEMORY = "4GB"
+PACKAGES = ("ehrmamba-hf", "msgspec", "duckdb", "pyarrow", "orjson")
+BARE, BARE_LINES = "bare msgspec, 1 MiB chunks", "bare msgspec, line by line"
+ORJSON, READ_JSON = "orjson loop, pyarrow, DuckDB sort", "DuckDB read_json"
+ONE, TWO = "ehrmamba ingest, 1 worker", "ehrmamba ingest, 2 workers"
+
+_PROJECTION = """
+SELECT subject.reference AS subject, effectiveDateTime AS time, code.coding[1].system AS system,
+    code.coding[1].code AS code, valueQuantity.value AS value, valueQuantity.code AS unit,
+    issued, encounter.reference AS encounter, id
+"""
+_COLUMNS = """{resourceType: 'VARCHAR', id: 'VARCHAR', subject: 'STRUCT(reference VARCHAR)',
+    encounter: 'STRUCT(reference VARCHAR)', effectiveDateTime: 'TIMESTAMP', issued: 'TIMESTAMP',
+    code: 'STRUCT(coding STRUCT(system VARCHAR, code VARCHAR, display VARCHAR)[])',
+    valueQuantity: 'STRUCT(value DOUBLE, unit VARCHAR, code VARCHAR)'}"""
+_COPY = "COPY ({query} ORDER BY subject, time) TO '{out}' (FORMAT parquet, COMPRESSION lz4_raw)"
+
+
+@dataclass
+class Runs:
+    """What the rounds of a case measured."""
+
+    seconds: list[float] = field(default_factory=list)
+    memory: int = 0  # bytes, the most of any round, of all its processes
+    disk: int = 0  # bytes, the most at any moment
+    result: int = 0  # bytes
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def bare(folder: Path, out: Path) -> None:
+    """Decode every record, a chunk at a time."""
+    import msgspec
+
+    from ehrmamba_hf.fhir.resources import Bundle, Clinical
+
+    decoder = msgspec.json.Decoder(Clinical | Bundle)
+    with (folder / "Observation.ndjson").open("rb") as file:
+        rest = b""
+        while chunk := file.read(1 << 20):
+            chunk = rest + chunk
+            cut = chunk.rfind(b"\n") + 1
+            decoder.decode_lines(chunk[:cut])
+            rest = chunk[cut:]
+
+
+def bare_lines(folder: Path, out: Path) -> None:
+    """Decode every record, a line at a time, each forgotten before the next."""
+    import msgspec
+
+    from ehrmamba_hf.fhir.resources import Bundle, Clinical
+
+    decoder = msgspec.json.Decoder(Clinical | Bundle)
+    with (folder / "Observation.ndjson").open("rb") as file:
+        for line in file:
+            decoder.decode(line)
+
+
+def orjson_loop(folder: Path, out: Path) -> None:
+    """The loop that everybody writes first: dicts, row tuples, one sort at the end."""
+    import duckdb
+    import orjson
+    import pyarrow as pa
+
+    names = ("subject", "time", "system", "code", "value", "unit", "issued", "encounter", "id")
+    rows, tables = [], []
+    with (folder / "Observation.ndjson").open("rb") as file:
+        for line in file:
+            o = orjson.loads(line)
+            coding, quantity = o["code"]["coding"][0], o["valueQuantity"]
+            rows.append(
+                (
+                    *(o["subject"]["reference"], o["effectiveDateTime"], coding["system"]),
+                    *(coding["code"], quantity["value"], quantity["code"], o["issued"]),
+                    *(o["encounter"]["reference"], o["id"]),
+                )
+            )
+            if len(rows) == 100_000:
+                tables.append(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))))
+                rows.clear()
+    if rows:
+        tables.append(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))))
+    with duckdb.connect(config={"threads": 1}) as database:
+        database.register("rows", pa.concat_tables(tables))
+        cast = "* REPLACE (time::TIMESTAMP AS time, issued::TIMESTAMP AS issued)"
+        database.execute(_COPY.format(query=f"SELECT {cast} FROM rows", out=out))
+
+
+def read_json(folder: Path, out: Path) -> None:
+    """DuckDB alone, told the columns so that it need not look for them."""
+    import duckdb
+
+    source = f"read_json('{folder}/Observation.ndjson', format='newline_delimited', "
+    with duckdb.connect(config={"threads": 1}) as database:
+        query = f"{_PROJECTION} FROM {source} columns={_COLUMNS})"
+        database.execute(_COPY.format(query=query, out=out))
+
+
+def ours(folder: Path, out: Path, workers: int) -> None:
+    """The whole of an ingestion: checks, versions, references, report and all."""
+    from ehrmamba_hf.events import ingest
+
+    ingest(folder, out, workers=workers, memory=MEMORY, progress=False)
+
+
+CASES: dict[str, Callable[[Path, Path], None]] = {
+    BARE: bare,
+    BARE_LINES: bare_lines,
+    ORJSON: orjson_loop,
+    READ_JSON: read_json,
+    ONE: lambda folder, out: ours(folder, out, 1),
+    TWO: lambda folder, out: ours(folder, out, 2),
+}
+
+
+def main() -> None:
+    """Measure, or be one of the processes that are measured."""
+    options = _options()
+    if options.case:
+        start = time.perf_counter()
+        CASES[options.case](options.folder, options.out)
+        print(time.perf_counter() - start)
+        return
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, _quiet():
+        large = _made(Path(scratch) / "large", options.observations)
+        small = _made(Path(scratch) / "small", options.observations // 10)
+        runs = {name: Runs() for name in CASES}
+        smaller = {name: Runs() for name in (ONE, TWO)}
+        for _ in range(options.rounds):
+            for name in CASES:
+                _measure(name, large, Path(scratch) / "out", runs[name])
+        for name in smaller:
+            _measure(name, small, Path(scratch) / "out", smaller[name])
+        _report(large, runs, smaller)
+
+
+def _measure(name: str, folder: Path, out: Path, runs: Runs) -> None:
+    """Run a case once more, watching its processes and what they write."""
+    command = [sys.executable, __file__, "--case", name, "--folder", folder, "--out", out]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        runs.memory = max(runs.memory, _memory_of(process.pid))
+        runs.disk = max(runs.disk, _size(out.parent, out.name))
+        time.sleep(0.1)
+    assert process.stdout is not None
+    if process.returncode:
+        raise SystemExit(f"{name}: exit code {process.returncode}")
+    runs.seconds.append(float(process.stdout.read()))
+    runs.result = _size(out.parent, out.name)
+    shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    print(f"{name}: {runs.seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+
+
+def _memory_of(pid: int) -> int:
+    """Resident bytes of a process and all that it started; shared pages count for each."""
+    total = 0
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        total += next(int(x.split()[1]) << 10 for x in status.splitlines() if x[:6] == "VmRSS:")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (OSError, StopIteration):
+        return total
+    return total + sum(_memory_of(int(child)) for child in children)
+
+
+def _size(folder: Path, name: str) -> int:
+    """Bytes of an output, also under the temporary name beside it."""
+    total = 0
+    for place in folder.glob(f"*{name}*"):
+        for file in [place, *place.rglob("*")]:
+            try:
+                total += file.stat().st_size if file.is_file() else 0
+            except OSError:
+                continue
+    return total
+
+
+def _made(folder: Path, observations: int) -> Path:
+    """A simulated hospital's patients and laboratory results alone."""
+    from ehrmamba_hf.simulation import simulate
+
+    whole = folder.with_name(f"{folder.name}-hospital")
+    simulate(whole, patients=max(1, observations // OBSERVATIONS_A_PATIENT), seed=1, progress=False)
+    folder.mkdir()
+    for name in ("Observation.ndjson", "Patient.ndjson"):
+        (whole / name).rename(folder / name)
+    shutil.rmtree(whole)
+    return folder
+
+
+def _report(folder: Path, runs: dict[str, Runs], smaller: dict[str, Runs]) -> None:
+    file = folder / "Observation.ndjson"
+    with file.open("rb") as lines:
+        count, raw = sum(1 for _ in lines), file.stat().st_size
+    console = Console(width=160, highlight=False)
+    for name, value in header(1, PACKAGES).items():
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+    console.print(f"input: {count:,} Observations, {raw / count:.0f} bytes each\n")
+    rows = [
+        (
+            *(name, f"{count / r.median:,.0f}", shown(r.median, 1)),
+            shown(runs[BARE].median / r.median),
+            f"{min(r.seconds) / r.median - 1:+.0%} {max(r.seconds) / r.median - 1:+.0%}",
+            *(shown(r.memory / 1e9), shown(r.disk / raw, 3), shown(r.result / raw, 3)),
+        )
+        for name, r in runs.items()
+    ]
+    titles = ("case", "resources/s", "s", "of bare", "spread", "peak GB", "peak disk", "result")
+    console.print(table("disk and result as parts of the NDJSON", titles, rows))
+    one, two = runs[ONE], runs[TWO]
+    bars = [
+        Bar("rate of bare decoding, at 1 worker", runs[BARE].median / one.median, least=0.5),
+        Bar("rate of bare decoding line by line", runs[BARE_LINES].median / one.median, least=0.5),
+        Bar("efficiency of 2 workers", one.median / two.median / 2, least=0.7),
+        Bar("peak memory, GB, 1 worker", one.memory / 1e9, most=4),
+        Bar("peak memory, GB, 2 workers", two.memory / 1e9, most=4),
+        Bar("memory over that of a tenth, 1 worker", one.memory / smaller[ONE].memory, most=2),
+        Bar("memory over that of a tenth, 2 workers", two.memory / smaller[TWO].memory, most=2),
+        Bar("result over the NDJSON", one.result / raw, most=0.1),
+        Bar("disk over the NDJSON, at most at any moment", one.disk / raw, most=0.1),
+    ]
+    for bar in bars:
+        console.print(f"- {bar}", markup=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--observations", type=int, default=5_080_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scratch", type=Path, help="folder for some 5 GB of temporary files")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The page of a data folder says what prepare.json says, and where its stays do not add up."""
+
+import re
+from typing import Any
+
+import pytest
+
+from ehrmamba_hf.corpus.page import MIN_CASES, data_page
+
+PREPARED: dict[str, Any] = {
+    "vocabulary": 1_215,
+    "binned_codes": 22,
+    "context_length": 2_048,
+    "min_patients": 10,
+    "follow_up_end": "2023-07-10 15:34:00",
+    "fingerprint": "5f1c0b9e",
+    "patients": {"test": 800, "pretrain": 3_000, "finetune": 0},
+    "stays": {"test": 1_000, "pretrain": 4_000},
+    "tokens": {"test": 50_000, "pretrain": 123_456},
+    "visits": {
+        "inside_a_visit": 700,
+        "before_the_encounter_it_references": 20,
+        "before_the_next_stay": 30,
+        "implicit_visit": 250,
+        "events_after_death": 9,
+        "stays_merged": 11,
+    },
+    "unknown_by_system": {
+        "pretrain": {"LOINC": {"events": 900, "unknown": 9}, "NDC": {"events": 100, "unknown": 50}},
+        "test": {"LOINC": {"events": 90, "unknown": 0}, "NDC": {"events": 10, "unknown": 10}},
+        "finetune": {},
+    },
+    "unfitted_units": {
+        "pretrain": {"numbers": 500, "unfitted": 5},
+        "test": {"numbers": 50, "unfitted": 1},
+    },
+    "distributions": {
+        "events": {"pretrain": {"0": 1, "1": 2, "4": 2_997}, "test": {"2": 800}},
+    },
+    "tasks": {
+        "mortality": {
+            "test": {
+                "examples": {"positive": 40, "negative": 860},
+                "excluded": {"died in hospital": 60, "dead without a date": 40},
+            },
+            "pretrain": {
+                "examples": {"positive": 100, "negative": 3_900},
+                "excluded": {},
+            },
+        },
+        "own_task": {
+            "test": {
+                "examples": {"positive": 19, "negative": 881},
+                "excluded": {"the stay has no end": 100},
+            },
+            "pretrain": {"examples": {"negative": 4_000}, "excluded": {}},
+        },
+    },
+}
+REPORT = {
+    "source": "FHIR",
+    "total": {"read": 9_000, "used": 8_000, "not_used": {"no code": 950}, "rejected": 50},
+    "warnings": ["All times are written in UTC."],
+}
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, in one line."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body)).replace("&#39;", "'")
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return text_of(data_page(PREPARED, REPORT))
+
+
+def test_the_first_screen_says_what_to_know_before_training(text):
+    first = text.index("Splits")
+    for point in (
+        "3,800 patients with 5,000 inpatient stays, in 2 splits by patient",
+        "1 of 2 tasks can be judged on the test split.",
+        "From reading: All times are written in UTC.",
+        "From reading: 50 resources (0.6 %) were rejected.",
+        "25.0 % of the events lie outside every encounter.",
+        "under 20 positives or negatives in the test split: own_task.",
+    ):
+        assert text.index(point) < first
+
+
+def test_many_unknown_codes_are_said_first():
+    codes = {"test": {"LOINC": {"events": 1_000, "unknown": 101}}}
+    text = text_of(data_page({"unknown_by_system": codes, "patients": {"test": 1}}))
+    assert "10.1 % of the test split's events have a code that is not in the vocabulary." in text
+
+
+def test_splits_without_patients_are_left_out(text):
+    assert "pretrain 3,000 4,000 123,456 test 800 1,000 50,000 All 3,800 5,000 173,456" in text
+
+
+def test_base_rates_and_what_cannot_be_judged(text):
+    assert "Death within 30 days of discharge 2.5 % 100 of 4,000 4.4 % 40 of 900" in text
+    assert "own_task not judgeable 0 % 0 of 4,000 2.1 % 19 of 900" in text
+
+
+@pytest.mark.parametrize(("positives", "judged"), [(MIN_CASES - 1, 0), (MIN_CASES, 1)])
+def test_judgeable_needs_enough_of_both(positives, judged):
+    for pair in (("positive", "negative"), ("negative", "positive")):
+        counts = {"examples": dict(zip(pair, (positives, 500), strict=True)), "excluded": {}}
+        page = data_page({"patients": {"test": 9}, "tasks": {"mortality": {"test": counts}}})
+        assert f"{judged} of 1 tasks can be judged" in page or not judged
+        assert f"{judged} of 1 tasks can be judged" in page
+        assert ("not judgeable" not in page) == judged
+
+
+def test_cohorts_add_up(text):
+    assert (
+        "5,000 stays \N{MINUS SIGN} 100 60 died in hospital 40 dead without a date "
+        "= 4,900 examples → 140 positive, 2.9 % + 4,760 negative" in text
+    )
+    assert "test 1,000 60 40 900 40 860" in text
+    assert "5,000 stays \N{MINUS SIGN} 100 the stay has no end = 4,900 examples" in text
+
+
+def test_stays_that_do_not_add_up_are_said_first():
+    prepared = {**PREPARED, "stays": {"test": 1_001, "pretrain": 4_000}}
+    assert (
+        "Do not trust these data: stays do not add up in Death within 30 days of discharge (test); "
+        "own_task (test)." in text_of(data_page(prepared))
+    )
+
+
+def test_unknown_codes_and_unfitted_units(text):
+    assert "All codes 5.9 % 59 of 1,000 10.0 % 10 of 100" in text
+    assert "LOINC 1.0 % 9 of 900 0 % 0 of 90" in text
+    assert "NDC 50.0 % 50 of 100 100 % 10 of 10" in text
+    assert "Numbers 1.0 % 5 of 500 2.0 % 1 of 50" in text
+
+
+def test_visits(text):
+    assert "outside every encounter: a visit of their calendar day 250 25.0 %" in text
+    assert "All 1,000 100 %" in text
+    assert "stays merged 11 events after death, cut out 9" in text
+
+
+def test_histograms_share_an_axis_without_holes():
+    page = data_page(PREPARED)
+    titles = re.findall(r'<div title="([^"]*)">', page)
+    assert titles == [
+        *("0: 1", "1: 2", "2 to 3: 0", "4 to 7: 2,997"),
+        *("0: 0", "1: 0", "2 to 3: 800", "4 to 7: 0"),
+    ]
+
+
+def test_settings_and_source(text):
+    for fact in (
+        "Tokens in the vocabulary 1,215",
+        "Longest sequence, in tokens 2,048",
+        "Follow-up ends 2023-07-10 15:34:00",
+        "Fingerprint of input and settings 5f1c0b9e",
+        "Of 9,000 FHIR resources read, 8,000 were used (88.9 %), 950 not used and 50 rejected.",
+        "no code 950",
+    ):
+        assert fact in text
+
+
+def test_what_an_older_version_wrote_is_shown():
+    older = {key: PREPARED[key] for key in ("patients", "stays", "tokens", "tasks", "vocabulary")}
+    older["records"] = PREPARED["visits"]
+    text = text_of(data_page(older))
+    assert "inside the visit whose time holds them 700 70.0 %" in text
+    assert "How much a patient has" not in text
+    assert "What the tokens do not show" not in text
+
+
+@pytest.mark.parametrize("missing", [*PREPARED])
+def test_a_key_may_be_missing(missing):
+    prepared = {key: value for key, value in PREPARED.items() if key != missing}
+    assert "Training data" in data_page(prepared, {})
+
+
+def test_nothing_at_all_still_gives_a_page():
+    assert "Training data" in data_page({})
