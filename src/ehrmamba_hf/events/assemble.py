@@ -7,6 +7,7 @@ its rows, so that shards can be made side by side, and kept when a run is killed
 """
 
 import base64
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -290,10 +291,12 @@ def copy_sorted(
     """
     arrow = base64.b64encode(schema.serialize()).decode()
     file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
     database.execute(
-        f"COPY ({query}) TO {_quote(file)} (FORMAT parquet, COMPRESSION lz4_raw, "
+        f"COPY ({query}) TO {_quote(temporary)} (FORMAT parquet, COMPRESSION lz4_raw, "
         f"ROW_GROUP_SIZE {ROW_GROUP}, KV_METADATA {{'ARROW:schema': '{arrow}'}})"
     )
+    temporary.replace(file)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the hash of all that they were made from is the same.
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -104,14 +105,20 @@ def _read_all(
 def _use_block(reading: Reading, block: Block) -> tuple[int, str, Any, int]:
     """The parts of a block, unless a run before this one has finished them."""
     names = [span.file.relative_to(reading.source).as_posix() for span in block.spans]
-    key = reading.key(f"{names} {content_key(block)}")
     done = reading.parts / f"block-{block.number:09d}.json"
-    content = finished_part(done, key)
-    if content is None:
-        tally = write_parts(block, reading.source, reading.parts, reading.timezone, reading.book)
-        content = tally.to_dict()
-        finish_part(done, key, content)
-    return block.number, key, content, block.size
+    if done.exists():
+        key = reading.key(f"{names} {content_key(block)}")
+        content = finished_part(done, key)
+        if content is not None:
+            return block.number, key, content, block.size
+    # How deep JSON may nest depends on the stack, which is as short in every new thread.
+    with ThreadPoolExecutor(1) as thread:
+        tally, found = thread.submit(
+            write_parts, block, reading.source, reading.parts, reading.timezone, reading.book
+        ).result()
+    key = reading.key(f"{names} {found}")
+    finish_part(done, key, tally.to_dict())
+    return block.number, key, tally.to_dict(), block.size
 
 
 def _assemble(

@@ -4,6 +4,7 @@ Any number of processes, on one machine or many, can do this side by side. The j
 (versions of a record, encounters, medications, patients) are assemble.py's.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -31,7 +32,10 @@ from ehrmamba_hf.fhir.times import Clock, instant_of
 UNKNOWN: Final = "unknown"
 """The resource type of a record that does not even say what it is."""
 ROWS_A_BLOCK: Final = 1 << 36  # more than a block can hold, so that row numbers never meet
+DEEPEST_BUNDLE: Final = 32
+"""Bundles in one another: far more than there are, far less than what Python can follow."""
 
+_INSIDE: Final = ".resource."
 _ROW: Final = pa.field("row", pa.int64())
 PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
     "events": CLOSED_SCHEMA,
@@ -131,16 +135,17 @@ class BlockConverter:
         self._next_row = number * ROWS_A_BLOCK
         self._tally = Tally()
 
-    def read(self, name: str, span: Span) -> None:
+    def read(self, name: str, span: Span, digest: xxhash.xxh3_128 | None = None) -> None:
         """Use every record of a span; what cannot be used is counted and listed.
 
         Args:
             name: of the file, as the rejects tell it.
             span: the lines to read.
+            digest: is told all that is read.
         """
         before = self._tally.lines
         try:
-            for lines in read_lines(span):
+            for lines in read_lines(span, digest):
                 self.use(lines, name, span.start)
         except BrokenFile as broken:
             self._tally.read[UNKNOWN] += 1
@@ -210,6 +215,7 @@ class BlockConverter:
         kind = UNKNOWN
         try:
             resource = decode(raw)
+            kind = type(resource).__name__
             if isinstance(resource, Bundle):
                 self._use_bundle(resource, place, where)
                 return
@@ -217,7 +223,6 @@ class BlockConverter:
                 self._tally.read[resource.resourceType] += 1
                 self._tally.other_types[resource.resourceType] += 1
                 return
-            kind = type(resource).__name__
             self._use_resource(resource, kind, raw, site, fallback_id)
             self._tally.read[kind] += 1
         except Reject as reject:
@@ -227,10 +232,12 @@ class BlockConverter:
             self._reject(reject, kind, place)
 
     def _use_bundle(self, bundle: Bundle, place: tuple[str, int, int], where: str) -> None:
+        if where.count(_INSIDE) >= DEEPEST_BUNDLE:
+            raise Reject("", f"a Bundle inside at most {DEEPEST_BUNDLE} others", "a deeper one")
         self._tally.bundles += 1
         site = self._site._replace(aliases=aliases_of(bundle))
         for index, entry in enumerate(entries_of(bundle)):
-            inside = f"{where}entry[{index}].resource."
+            inside = f"{where}entry[{index}]{_INSIDE}"
             self._use(entry.raw, place, site, inside, entry.fallback_id)
 
     def _use_resource(
@@ -295,20 +302,27 @@ def part_file(folder: Path, table: str, number: int) -> Path:
 
 def write_parts(
     block: Block, source: Path, folder: Path, timezone: str | None, book: Codebook
-) -> Tally:
-    """Convert a block and write its tables; the caller then says that they are whole."""
-    converter = BlockConverter(block.number, timezone, book)
+) -> tuple[Tally, str]:
+    """Convert a block and write its tables; return what was counted, and the block's content key.
+
+    They are whole once the caller says so.
+    """
+    converter, digest = BlockConverter(block.number, timezone, book), xxhash.xxh3_128()
     for span in block.spans:
         file = span.file
         name = file.relative_to(source).as_posix() if file != source else file.name
-        converter.read(name, span)
+        converter.read(name, span, digest)
     for table, rows in converter.tables().items():
+        file = part_file(folder, table, block.number)
+        # A worker of a run that was killed may for a moment be at the same block.
+        temporary = file.with_suffix(f".{os.getpid()}")
         pq.write_table(
             rows,
-            part_file(folder, table, block.number),
+            temporary,
             compression="lz4",
             row_group_size=1 << 16,
             use_dictionary=[f.name for f in rows.schema if pa.types.is_dictionary(f.type)],
             write_statistics=["subject_id"] if "subject_id" in rows.schema.names else False,
         )
-    return converter.tally()
+        temporary.replace(file)
+    return converter.tally(), digest.hexdigest()

@@ -29,7 +29,7 @@ from ehrmamba_hf.fhir.resources import (
 )
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.statuses import EXCLUDED
-from ehrmamba_hf.fhir.times import Clock, instant_of
+from ehrmamba_hf.fhir.times import LAST, Clock, instant_of
 
 NONE: Final = np.iinfo(np.int64).min
 """Stands for no time."""
@@ -93,6 +93,8 @@ class _Times(dict[str | None, int]):
         else:
             day, hour = self._days[text[:10]], self._hours[text[10:]]
             time = day + hour if _ODD not in (day, hour) else _ODD
+            if time > LAST:  # a leap second at the end of the calendar
+                time = _ODD
         self[text] = time
         return time
 
@@ -222,7 +224,11 @@ class PlainReader:
         """The columns, and which rows of them can stand."""
         n = len(plain)
         concept = _looked_up(self._concepts, _raw(plain, "code"), n, np.int32)
-        kind = _looked_up(self._categories, _raw(plain, "category"), n, np.int32)
+        categories = [o.category for o in plain]
+        if n and categories.count(categories[0]) == n:  # as in most files
+            kind = np.full(n, self._categories[bytes(categories[0])], np.int32)
+        else:
+            kind = _looked_up(self._categories, map(bytes, categories), n, np.int32)
         subject = _looked_up(self._subjects, _raw(plain, "subject"), n, np.int64)
         encounter = _looked_up(self._encounters, _raw(plain, "encounter"), n, np.int32)
         time = _looked_up(self._times, map(attrgetter("effectiveDateTime"), plain), n, np.int64)
@@ -231,8 +237,11 @@ class PlainReader:
         value = np.array([q.value for q in quantities], np.float64)  # type: ignore[union-attr]
         written = [q.code or q.unit for q in quantities]  # type: ignore[union-attr]
         unit = _looked_up(self._units, written, n, np.int32)
-        versions = [o.meta and o.meta.lastUpdated for o in plain]
-        updated = _looked_up(self._versions, versions, n, np.int64)
+        updated = np.full(n, NONE)
+        metas = [o.meta for o in plain]
+        if any(metas):
+            versions = [meta and meta.lastUpdated for meta in metas]
+            updated = _looked_up(self._versions, versions, n, np.int64)
         if self._site.book.converts:
             value, unit = self._converted(concept, unit, value)
         sound = (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)

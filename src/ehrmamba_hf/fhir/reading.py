@@ -9,6 +9,7 @@ a .json file is one long JSON text: that is read whole, up to LONGEST.
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -129,35 +130,23 @@ def blocks_of(files: Sequence[Path], block: int = BLOCK) -> Iterator[Block]:
 
 
 def content_key(block: Block) -> str:
-    """A hash of the names and bytes that a block is made of.
-
-    Raises nothing: a file that cannot be read counts as empty, and is told of when it is read.
-    """
+    """A hash of what `read_lines` reads of a block."""
     digest = xxhash.xxh3_128()
     for span in block.spans:
-        digest.update(f"{span.file.name}\0{span.start}\0{span.stop}\0".encode())
-        if span.data is not None:
-            digest.update(span.data)
-            continue
-        try:
-            with span.file.open("rb") as disk:
-                disk.seek(span.start)
-                left = span.stop - span.start if span.stop is not None else None
-                while chunk := disk.read(1 << 20 if left is None else min(left, 1 << 20)):
-                    digest.update(chunk)
-                    left = None if left is None else left - len(chunk)
-        except OSError:
-            continue
+        with suppress(BrokenFile):
+            for _ in read_lines(span, digest):
+                pass
     return digest.hexdigest()
 
 
-def read_lines(span: Span) -> Iterator[Lines]:
+def read_lines(span: Span, digest: xxhash.xxh3_128 | None = None) -> Iterator[Lines]:
     """The lines of a span, about _CHUNK bytes at a time, without those that begin outside it.
 
     A .json file that is one JSON text on several lines comes as one line. Raises BrokenFile, after
     the whole lines before the break, for a damaged or cut-off packed file and an unreadable one.
+    `digest` is told the name, the place and the text of all of it.
     """
-    lines = _split(span)
+    lines = _split(span, digest)
     if not _is_document(span.file):
         yield from lines
         return
@@ -177,12 +166,16 @@ def read_lines(span: Span) -> Iterator[Lines]:
     yield from lines
 
 
-def _split(span: Span) -> Iterator[Lines]:
+def _split(span: Span, digest: xxhash.xxh3_128 | None) -> Iterator[Lines]:
     held: list[bytes] = []
     number, length = 1, 0  # `held` is the beginning of line `number`
     skipping = False  # that line is too long
+    if digest is not None:
+        digest.update(f"{span.file.name}\0{span.start}\0{span.stop}\0".encode())
     try:
         for chunk in _chunks(span):
+            if digest is not None:
+                digest.update(chunk)
             cut = chunk.rfind(b"\n") + 1
             if cut and skipping:
                 yield Lines(number, 1, None)

@@ -35,7 +35,8 @@ MICROSECOND: Final = timedelta(microseconds=1)
 DAY: Final = 86_400_000_000
 """Microseconds of a wall-clock day."""
 
-_LAST: Final = (datetime.max - EPOCH) // MICROSECOND
+LAST: Final = (datetime.max - EPOCH) // MICROSECOND
+"""The last microsecond of the year 9999: later times are no times."""
 
 # Seconds and the offset are required by FHIR where there is a time; exports often lack them, and
 # the wall clock needs neither. https://hl7.org/fhir/R4/datatypes.html#dateTime
@@ -121,7 +122,7 @@ class Clock:
                 raise ValueError("outside the calendar") from error
             midnight = midnight or _is_midnight(wall)
         start = _micros(wall) + 1_000_000 * leap
-        if start > _LAST:
+        if start > LAST:
             raise ValueError("outside the calendar")
         return Time(start, start, "time", midnight)
 
