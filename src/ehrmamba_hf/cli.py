@@ -8,12 +8,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from ehrmamba_hf.errors import EHRMambaError
+from ehrmamba_hf.errors import EHRMambaError, InputError
 
 app = typer.Typer(
     help="Health records in (FHIR), a clinical foundation model out (EHRMamba).",
@@ -35,6 +35,12 @@ Timezone = Annotated[str | None, typer.Option(help="IANA name; for sources writt
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one per CPU")]
 Memory = Annotated[
     str | None, typer.Option(help="About what they may use in all.", show_default="4GB")
+]
+Engine = Annotated[
+    Literal["local", "spark"], typer.Option(help="`spark`: on the cluster of --master.")
+]
+Master = Annotated[
+    str | None, typer.Option(help="Spark's, such as spark://HOST:7077, yarn or local[4].")
 ]
 Packing = Annotated[
     bool | None,
@@ -72,6 +78,16 @@ def _quiet() -> None:
 
 def _progress() -> bool:
     return sys.stderr.isatty()
+
+
+def _spark_master(engine: str, master: str | None) -> str | None:
+    """The master's URL where Spark is to do it. Raises InputError for one without the other."""
+    if (engine == "spark") != (master is not None):
+        raise InputError(
+            f"engine and master: expected --engine spark with --master URL, or neither, found "
+            f"{engine} with {master or 'none'}"
+        )
+    return master
 
 
 def _names(tasks: str | None) -> list[str] | None:
@@ -121,14 +137,16 @@ def ingest(
     ] = None,
     workers: Workers = None,
     memory: Memory = None,
+    engine: Engine = "local",
+    master: Master = None,
     config: ConfigFile = None,
 ) -> None:
     """Read FHIR or MEDS into MEDS-shaped Parquet, with report.html and rejects.ndjson.
 
     A run on FHIR that was killed goes on where it ended when it is started again.
     """
+    from ehrmamba_hf import events
     from ehrmamba_hf.config import load_config, with_flags
-    from ehrmamba_hf.events import ingest as run
     from ehrmamba_hf.events.meds import read_rules
     from ehrmamba_hf.fhir.codebook import Codebook
 
@@ -143,16 +161,19 @@ def ingest(
         memory=memory,
     )
     table: Any = given.units if given.units in (None, "common") else Path(given.units)
-    report = run(
-        source,
-        out,
-        timezone=given.timezone,
-        book=Codebook.load(given.systems, given.mappings, table),
-        rules=read_rules(given.meds_rules) if given.meds_rules else None,
-        workers=given.workers,
-        memory=given.memory,
-        progress=_progress(),
-    )
+    options: dict[str, Any] = {
+        "timezone": given.timezone,
+        "book": Codebook.load(given.systems, given.mappings, table),
+        "memory": given.memory,
+        "progress": _progress(),
+    }
+    if url := _spark_master(engine, master):
+        from ehrmamba_hf import spark
+
+        report = spark.ingest(source, out, master=url, **options)
+    else:
+        rules = read_rules(given.meds_rules) if given.meds_rules else None
+        report = events.ingest(source, out, rules=rules, workers=given.workers, **options)
     typer.echo(report.summary())
     typer.echo(f"events in {out}: everything that was counted in report.html")
 
@@ -166,21 +187,37 @@ def prepare(
         typer.Option(help="Model whose tokenizer to use as it is, for data it has not seen."),
     ] = None,
     test_only: Annotated[bool, typer.Option(help="All patients are the test split.")] = False,
+    workers: Workers = None,
+    memory: Memory = None,
+    engine: Engine = "local",
+    master: Master = None,
     config: ConfigFile = None,
 ) -> None:
-    """Make splits, bins, vocabulary, tokenizer, labels and Arrow sequences."""
+    """Make splits, bins, vocabulary, tokenizer, labels and Arrow sequences, with report.html.
+
+    A run that was killed goes on where it ended when it is started again.
+    """
     from msgspec.structs import replace
 
+    from ehrmamba_hf import corpus
     from ehrmamba_hf.config import load_config
-    from ehrmamba_hf.corpus import prepare as run
     from ehrmamba_hf.corpus.examples import load_tokenizer
 
     settings = load_config(config).prepare
     if test_only:
         settings = replace(settings, splits=replace(settings.splits, pretrain=0.0, finetune=0.0))
-    fitted = load_tokenizer(tokenizer) if tokenizer else None
-    run(events, out, settings, tokenizer=fitted, progress=_progress())
-    typer.echo(f"data in {out}: counts and exclusions in prepare.json")
+    options: dict[str, Any] = {
+        "tokenizer": load_tokenizer(tokenizer) if tokenizer else None,
+        "memory": memory or "4GB",
+        "progress": _progress(),
+    }
+    if url := _spark_master(engine, master):
+        from ehrmamba_hf import spark
+
+        spark.prepare(events, out, settings, master=url, **options)
+    else:
+        corpus.prepare(events, out, settings, workers=workers, **options)
+    typer.echo(f"data in {out}: counts, exclusions and rates in report.html")
 
 
 @app.command(context_settings=TRAINING_FLAGS)

@@ -51,6 +51,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "a unit's code": {"valueQuantity": {"value": 1, "unit": "milligram", "code": "mg"}},
     "minus zero": {"valueQuantity": {"value": -0.0}},
     "before 1970": {"effectiveDateTime": "1931-03-04T11:00:00.25Z", "issued": None},
+    "the largest number": {"valueQuantity": {"value": 3.4028234663852886e38}},
     "a leap second": {"effectiveDateTime": "2016-12-31T23:59:60Z"},
     "a version": {"meta": {"lastUpdated": "2020-01-01T00:00:00Z"}},
     "a version that is no time": {"meta": {"lastUpdated": "now"}},
@@ -78,6 +79,14 @@ OTHER: dict[str, dict[str, Any]] = {
     "a text": {"valueQuantity": None, "valueString": "high"},
     "a comparator": {"valueQuantity": {"value": 5, "comparator": "<"}},
     "a huge number": {"valueQuantity": {"value": 1e300}},
+    "a number just too large": {"valueQuantity": {"value": 3.4028236e38}},
+    "a number too large but for its unit": {
+        "code": {"coding": [{"system": "http://loinc.org", "code": "2160-0"}]},
+        "valueQuantity": {"value": 1e39, "code": "umol/L"},
+    },
+    "after the end of time": {"effectiveDateTime": "9999-12-31T23:59:60Z"},
+    "a second value of a wrong kind": {"valueString": 5},
+    "a period of a wrong kind": {"effectivePeriod": "2019"},
     "components": {"component": [{"code": {"text": "x"}, "valueQuantity": {"value": 1}}]},
     "an earlier release": {"encounter": None, "context": {"reference": "Encounter/e1"}},
     "a wrong kind": {"category": "laboratory"},
@@ -86,7 +95,8 @@ OTHER: dict[str, dict[str, Any]] = {
 
 def lines_of(records: list[Any]) -> Lines:
     texts = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
-    return Lines(7, len(texts), b"".join(text + b"\n" for text in texts))
+    joined = b"".join(text + b"\n" for text in texts)
+    return Lines(7, joined.count(b"\n"), joined)
 
 
 def site_of(timezone: str | None = None) -> Site:
@@ -175,11 +185,37 @@ def test_lines_of_all_kinds_are_told_apart(seed):
     assert others == texts
 
 
-def test_two_records_on_a_line_are_no_record():
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [],
+        [b""],  # as many records as lines
+        [b" \r"],
+        [b'{"x":', b'{"y":1}}'],
+        [json.dumps(LAB).encode().replace(b", ", b",\n", 1)],
+    ],
+)
+def test_two_records_on_a_line_are_no_record(rest):
     double = json.dumps(LAB).encode() * 2
-    plain, others = PlainReader(site_of(), Vocabulary()).read(lines_of([LAB, double]))
+    plain, others = PlainReader(site_of(), Vocabulary()).read(lines_of([LAB, double, *rest]))
     assert len(plain.source_id) == 1
-    assert others == [(8, double)]
+    texts = b"\n".join([double, *rest]).split(b"\n")
+    assert others == [(8 + n, text.strip()) for n, text in enumerate(texts)]
+
+
+def test_a_record_without_a_type_is_no_observation_whatever_stands_beside_it():
+    nameless = {name: value for name, value in LAB.items() if name != "resourceType"}
+    plain, others = PlainReader(site_of(), Vocabulary()).read(lines_of([LAB, nameless, LAB]))
+    assert len(plain.source_id) == 2
+    assert others == [(8, json.dumps(nameless).encode())]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n"])
+def test_line_ends_of_any_kind(end):
+    text = b"".join(json.dumps(LAB).encode() + end for _ in range(3))
+    plain, others = PlainReader(site_of(), Vocabulary()).read(Lines(1, 3, text))
+    assert len(plain.source_id) == 3
+    assert others == []
 
 
 def test_utc_is_noticed():

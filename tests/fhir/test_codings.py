@@ -189,6 +189,12 @@ def test_a_site_adds_to_the_registry(tmp_path):
     assert BOOK.concept(concept(snomed, own)).code == "SNOMED/3"
 
 
+def test_white_space_in_a_code_is_a_single_space():
+    found = BOOK.concept(concept(("http://loinc.org", " 2345\n \x1f7\t")))
+    assert found.codings == ("LOINC/2345 7",)
+    assert BOOK.concept(concept(("http://loinc.org", "\x1f \n"))) is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

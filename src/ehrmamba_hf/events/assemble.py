@@ -105,8 +105,11 @@ UNION ALL BY NAME SELECT * EXCLUDE (medication_id) FROM resolved
     WHERE code IS NOT NULL AND time IS NOT NULL
 """
 
+# DuckDB writes a column as required where the statistics of its parts say that it has no nulls, and
+# a part without rows has none: with nullif, it is optional whatever the parts.
 _SORTED: Final = """
-SELECT subject_id, time, code, numeric_value, text_value, end_time, available_time, unit, category,
+SELECT nullif(subject_id, -1) AS subject_id, time, code, numeric_value, text_value, end_time,
+    available_time, unit, category,
     CASE WHEN codings IS NULL THEN [code] WHEN codings = '' THEN []
         ELSE string_split(codings, chr({separator})) END AS codings,
     encounter_id, resource_type, source_id

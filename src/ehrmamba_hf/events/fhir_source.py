@@ -179,7 +179,7 @@ def report_of(tally: Tally, summary: Summary, files: int, reading: Reading) -> R
         text_only_codes=tally.text_only,
         notes=dict(sorted(tally.notes.items())),
         observations_without_category=tally.observations_without_category,
-        unresolved_references=summary.unresolved,
+        unresolved_references=dict(sorted(summary.unresolved.items())),
         warnings=warnings_of(tally, reading.timezone),
     )
 

@@ -26,7 +26,7 @@ from ehrmamba_hf.events.page import events_page
 from ehrmamba_hf.events.report import Outcome, Report
 from ehrmamba_hf.events.schema import CONTENTS, PAGE_FILE, REJECTS_FILE, REPORT_FILE
 from ehrmamba_hf.fhir.codebook import Codebook
-from ehrmamba_hf.fhir.reading import find_files
+from ehrmamba_hf.fhir.reading import find_files, size_of
 from ehrmamba_hf.fhir.times import Clock
 from ehrmamba_hf.folders import resumable
 from ehrmamba_hf.processes import memory_bytes, worker_count
@@ -79,7 +79,7 @@ def ingest(
     workers = worker_count(workers)
     meds = is_meds(source)
     files = [] if meds else find_files(source, skip=out)
-    size = sum(file.stat().st_size for file in files)
+    size = sum(map(size_of, files))
     with _told_of_storage(out), resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         if meds:
             _clear(folder, keep=frozenset())

@@ -6,7 +6,7 @@ Any number of processes, on one machine or many, can do this side by side. The j
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,8 @@ from ehrmamba_hf.fhir.times import Clock, instant_of
 
 UNKNOWN: Final = "unknown"
 """The resource type of a record that does not even say what it is."""
+MOST_ROWS: Final = 1 << 21
+"""Rows that are held in memory; a block of usual records has a tenth of them."""
 ROWS_A_BLOCK: Final = 1 << 36  # more than a block can hold, so that row numbers never meet
 DEEPEST_BUNDLE: Final = 32
 """Bundles in one another: far more than there are, far less than what Python can follow."""
@@ -120,11 +122,31 @@ class Tally:
         return tally
 
 
-class BlockConverter:
-    """Takes the lines of one block; `tables` and `tally` then hold what they gave."""
+Tables = dict[str, pa.Table]
+"""By the names of PART_SCHEMAS."""
 
-    def __init__(self, number: int, timezone: str | None, book: Codebook) -> None:
+
+class BlockConverter:
+    """Takes the lines of one block; `tables` and `tally` then hold what they gave.
+
+    With `spill`, that is given the tables whenever they are long, and `tables` holds the rest: a
+    packed text of the smallest records is a thousand times its size on disk.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        timezone: str | None,
+        book: Codebook,
+        spill: Callable[[Tables], None] | None = None,
+    ) -> None:
         self._site = Site(Clock(timezone), book=book)
+        self._spill = spill
+        self._next_row = number * ROWS_A_BLOCK
+        self._tally = Tally()
+        self._forget()
+
+    def _forget(self) -> None:
         self._words = Vocabulary()
         self._plain = PlainReader(self._site, self._words)
         self._events = EventColumns(self._words)
@@ -132,8 +154,6 @@ class BlockConverter:
             name: [] for name in PART_SCHEMAS if not name.endswith("events")
         }
         self._medications: Counter[Concept] = Counter()
-        self._next_row = number * ROWS_A_BLOCK
-        self._tally = Tally()
 
     def read(self, name: str, span: Span, digest: xxhash.xxh3_128 | None = None) -> None:
         """Use every record of a span; what cannot be used is counted and listed.
@@ -161,6 +181,9 @@ class BlockConverter:
             reject = Reject("", f"a line of at most {LONGEST >> 20} MiB", "a longer one")
             self._reject(reject, UNKNOWN, (name, start, lines.first))
             return
+        if lines.text.isspace():
+            self._tally.blank_lines += lines.amount
+            return
         if b'"Observation"' in lines.text:
             plain, others = self._plain.read(lines)
             if plain is not None:
@@ -175,9 +198,16 @@ class BlockConverter:
                 self._use(text, (name, start, number), self._site)
             else:
                 self._tally.blank_lines += 1
+        self._spill_if_long()
 
-    def tables(self) -> dict[str, pa.Table]:
-        """The tables of PART_SCHEMAS."""
+    def _spill_if_long(self) -> None:
+        held = len(self._events) + sum(map(len, self._rows.values()))
+        if self._spill and held >= MOST_ROWS:
+            self._spill(self.tables())
+            self._count_events()
+            self._forget()
+
+    def tables(self) -> Tables:
         closed, opened = self._events.tables()
         tables = {"events": closed, "open_events": opened}
         for name, rows in self._rows.items():
@@ -188,8 +218,15 @@ class BlockConverter:
         return tables
 
     def tally(self) -> Tally:
+        """What was counted in all; nothing can be added afterwards."""
+        self._count_events()
+        clock = self._site.clock
+        self._tally.met_utc, self._tally.met_other = clock.met_utc, clock.met_other
+        return self._tally
+
+    def _count_events(self) -> None:
         tally = self._tally
-        tally.events = len(self._events)
+        tally.events += len(self._events)
         concepts = self._words.concepts.values_
         counts = zip(concepts, self._events.concept_counts().tolist(), strict=True)
         for concept, count in (*counts, *self._medications.items()):
@@ -200,9 +237,6 @@ class BlockConverter:
             for url in concept.unknown_systems:
                 tally.unknown_systems[url] += count
             tally.text_only += count * concept.code.startswith(f"{TEXT}/")
-        clock = self._site.clock
-        tally.met_utc, tally.met_other = clock.met_utc, clock.met_other
-        return tally
 
     def _use(
         self,
@@ -239,6 +273,7 @@ class BlockConverter:
         for index, entry in enumerate(entries_of(bundle)):
             inside = f"{where}entry[{index}]{_INSIDE}"
             self._use(entry.raw, place, site, inside, entry.fallback_id)
+            self._spill_if_long()
 
     def _use_resource(
         self,
@@ -307,22 +342,44 @@ def write_parts(
 
     They are whole once the caller says so.
     """
-    converter, digest = BlockConverter(block.number, timezone, book), xxhash.xxh3_128()
-    for span in block.spans:
-        file = span.file
-        name = file.relative_to(source).as_posix() if file != source else file.name
-        converter.read(name, span, digest)
-    for table, rows in converter.tables().items():
-        file = part_file(folder, table, block.number)
-        # A worker of a run that was killed may for a moment be at the same block.
-        temporary = file.with_suffix(f".{os.getpid()}")
-        pq.write_table(
-            rows,
-            temporary,
-            compression="lz4",
-            row_group_size=1 << 16,
-            use_dictionary=[f.name for f in rows.schema if pa.types.is_dictionary(f.type)],
-            write_statistics=["subject_id"] if "subject_id" in rows.schema.names else False,
-        )
-        temporary.replace(file)
+    with _PartWriter(folder, block.number) as writer:
+        converter = BlockConverter(block.number, timezone, book, writer.write)
+        digest = xxhash.xxh3_128()
+        for span in block.spans:
+            file = span.file
+            name = file.relative_to(source).as_posix() if file != source else file.name
+            converter.read(name, span, digest)
+        writer.write(converter.tables())
     return converter.tally(), digest.hexdigest()
+
+
+class _PartWriter:
+    """Writes the tables of a block, which have their names once the last is written."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._files = {name: part_file(folder, name, number) for name in PART_SCHEMAS}
+
+    def __enter__(self) -> "_PartWriter":
+        # A worker of a run that was killed may for a moment be at the same block.
+        self._temporary = {n: f.with_suffix(f".{os.getpid()}") for n, f in self._files.items()}
+        self._writers = {
+            name: pq.ParquetWriter(
+                self._temporary[name],
+                schema,
+                compression="lz4",
+                use_dictionary=[f.name for f in schema if pa.types.is_dictionary(f.type)],
+                write_statistics=["subject_id"] if "subject_id" in schema.names else False,
+            )
+            for name, schema in PART_SCHEMAS.items()
+        }
+        return self
+
+    def write(self, tables: Tables) -> None:
+        for name, table in tables.items():
+            self._writers[name].write_table(table, row_group_size=1 << 16)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for name, writer in self._writers.items():
+            writer.close()
+            if kind is None:
+                self._temporary[name].replace(self._files[name])

@@ -242,9 +242,10 @@ class PlainReader:
         if any(metas):
             versions = [meta and meta.lastUpdated for meta in metas]
             updated = _looked_up(self._versions, versions, n, np.int64)
+        sound = np.abs(value) <= _FLOAT32_MAX
         if self._site.book.converts:
             value, unit = self._converted(concept, unit, value)
-        sound = (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
+        sound &= (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
         sound &= (time != _ODD) & (issued != _ODD) & (np.abs(value) <= _FLOAT32_MAX)
         uncategorised = kind <= 0
         columns = Plain(

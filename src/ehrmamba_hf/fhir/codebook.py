@@ -155,10 +155,12 @@ class Codebook:
         ranks: dict[str, int] = {}
         unknown = []
         for url, code, display in codings:
-            if not (code and code.strip()):
+            # https://hl7.org/fhir/R4/datatypes.html#code: no white space but single spaces
+            code = " ".join((code or "").split())
+            if not code:
                 continue
             system = self.system(url)
-            name = self.registry.coding(system.name, code.strip())
+            name = self.registry.coding(system.name, code)
             if name not in displays:
                 displays[name] = display
                 ranks[name] = self.registry.rank(system.name)

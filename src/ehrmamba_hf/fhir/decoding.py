@@ -22,6 +22,8 @@ _peek = msgspec.json.Decoder(Other)
 _USED = {kind.__name__ for kind in Clinical.__args__} | {"Bundle"}
 _DISPENSABLE: Final = frozenset({"meta", "identifier", "extension", "gender"})
 """Fields whose loss changes no event: where one is malformed, the rest of the record is used."""
+_LARGEST_REPAIR: Final = 1 << 24
+"""Bytes of a record; as Python's objects, of which a repair is made, it takes 50 times that."""
 _BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TYPE_NAME = re.compile("[A-Z][A-Za-z]{2,63}")
 # "Expected `str | null`, got `int` - at `$.code.text`"
@@ -103,6 +105,8 @@ def _holds_one(entry: Entry) -> bool:
 
 def _repaired(raw: bytes | msgspec.Raw, misfit: str, kind: str) -> Clinical | Bundle:
     """The resource without the nulls in its arrays and the odd fields that it can do without."""
+    if len(memoryview(raw)) > _LARGEST_REPAIR:
+        raise _misfit(misfit, kind)
     try:
         content = _without_nulls(msgspec.json.decode(raw))
         for _ in range(len(_DISPENSABLE) + 1):

@@ -3,6 +3,8 @@
 from functools import lru_cache
 from typing import Final
 
+import numpy as np
+
 from ehrmamba_hf.fhir.codings import TEXT, Concept
 from ehrmamba_hf.fhir.identity import Target, parse_reference
 from ehrmamba_hf.fhir.resources import (
@@ -16,7 +18,7 @@ from ehrmamba_hf.fhir.resources import (
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.times import Time
 
-_FLOAT32_MAX: Final = 3.4028234e38
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _LONGEST_REFERENCE: Final = 2048
 """URLs are shorter, ids have 64 characters at most; so look-ups of references stay small."""
 _VITAL_SIGNS: Final = {"vital-signs", "vital-sign", "vital signs", "routine vital signs"}

@@ -28,6 +28,7 @@ LONGEST: Final = 1 << 30
 _SUFFIXES: Final = (".ndjson", ".jsonl", ".json")
 _PACKED: Final = (".gz", ".zst")
 _CHUNK: Final = 1 << 18
+_RATIO: Final = 16  # of a text to what it is packed to, about
 _STEP: Final = 1 << 16  # what pyarrow unpacks at once is lost as a whole where it is damaged
 _LINE_END: Final = ord("\n")
 _BOM: Final = b"\xef\xbb\xbf"
@@ -49,9 +50,12 @@ class Span(NamedTuple):
 class Block(NamedTuple):
     """Spans to read together, with a number like no other's of the run."""
 
-    number: int
+    number: int  # from 0
     spans: tuple[Span, ...]
     size: int  # bytes on disk, for progress
+
+
+_Share = tuple[list[Span], int]  # of a block, less its number
 
 
 class Lines(NamedTuple):
@@ -80,7 +84,8 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
     """The FHIR files of a folder and its subfolders, sorted by name; a single file is itself one.
 
     .ndjson, .jsonl and .json, each also with .gz or .zst, in any case; hidden files and what lies
-    in `skip` are left out. Raises InputError where there is none.
+    in `skip` are left out. A link to nothing is found, so that reading it tells. Raises InputError
+    where there is none.
     """
     if not source.exists():
         raise InputError(f"{source}: expected a folder of FHIR files, found nothing there")
@@ -93,7 +98,7 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
             if _plain_name(path).endswith(_SUFFIXES)
             and not any(part.startswith(".") for part in path.relative_to(source).parts)
             and not (skip and path.resolve().is_relative_to(skip.resolve()))
-            and path.is_file()
+            and (path.is_file() or not path.exists())
         ]
     if not files:
         known = ", ".join(_SUFFIXES)
@@ -107,26 +112,40 @@ def blocks_of(files: Sequence[Path], block: int = BLOCK) -> Iterator[Block]:
     They depend on the files alone: a second run makes the same ones. Raises nothing for a file that
     cannot be read: whoever reads its span is told.
     """
+    for number, (spans, size) in enumerate(_shares(files, block)):
+        yield Block(number, tuple(spans), size)
+
+
+def size_of(file: Path) -> int:
+    """Bytes on disk; 0 where that cannot be told, as of a file that is gone."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _shares(files: Sequence[Path], block: int) -> Iterator[_Share]:
     small: list[Span] = []
-    held = first = 0
-    for index, file in enumerate(files):
-        size = file.stat().st_size
-        number = index << 14
-        if size >= block >> 4 and _packing(file) and not _is_document(file):
-            yield from _unpacked_blocks(file, number, block)
-        elif size >= block and not _is_document(file):
-            for start in range(0, size, block):
-                stop = min(start + block, size)
-                yield Block(number + start // block, (Span(file, start, stop),), stop - start)
-        else:
-            if small and held + size > block:
-                yield Block(first, tuple(small), held)
-                small, held = [], 0
-            first = first if small else number
-            small.append(Span(file))
-            held += size
+    weight = size = 0
+    for file in files:
+        own_size, packed = size_of(file), _packing(file) is not None
+        own = own_size * (_RATIO if packed else 1)
+        if own >= block and not _is_document(file):
+            yield from _unpacked_shares(file, block) if packed else _ranges(file, own_size, block)
+            continue
+        if small and weight + own > block:
+            yield small, size
+            small, weight, size = [], 0, 0
+        small.append(Span(file))
+        weight, size = weight + own, size + own_size
     if small:
-        yield Block(first, tuple(small), held)
+        yield small, size
+
+
+def _ranges(file: Path, size: int, block: int) -> Iterator[_Share]:
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        yield [Span(file, start, stop)], stop - start
 
 
 def content_key(block: Block) -> str:
@@ -227,10 +246,12 @@ def _between(disk: BufferedReader, start: int, stop: int) -> Iterator[bytes]:
     if start:  # the line that reaches into the span belongs to the one before
         disk.seek(start - 1)
         at -= 1
-        while piece := disk.readline(_CHUNK):
+        while at <= stop and (piece := disk.readline(_CHUNK)):
             at += len(piece)
             if piece.endswith(b"\n"):
                 break
+        else:
+            return  # no line begins here
     while at < stop and (chunk := disk.read(min(_CHUNK, stop - at))):
         yield chunk.removeprefix(_BOM) if at == 0 else chunk
         at += len(chunk)
@@ -268,11 +289,11 @@ class _Zstd:
         return bytes(self._stream.read(_STEP))
 
 
-def _unpacked_blocks(file: Path, number: int, block: int) -> Iterator[Block]:
+def _unpacked_shares(file: Path, block: int) -> Iterator[_Share]:
     """Whole lines of about `block` bytes each."""
     held: list[bytes] = []
     length = start = done = 0
-    whole = file.stat().st_size
+    whole = size_of(file)
     with file.open("rb") as disk:
         chunks = _unpacked(disk, file)
         while True:
@@ -282,7 +303,8 @@ def _unpacked_blocks(file: Path, number: int, block: int) -> Iterator[Block]:
                 chunk, length = None, LONGEST + 1
             if length > LONGEST:
                 # Whoever reads the rest of the file meets the break, or the end of the long line.
-                yield Block(number, (Span(file, start),), whole - done)
+                held.clear()
+                yield [Span(file, start)], whole - done
                 return
             held.append(chunk or b"")
             length += len(held[-1])
@@ -290,10 +312,10 @@ def _unpacked_blocks(file: Path, number: int, block: int) -> Iterator[Block]:
             if chunk is None or (length >= block and held[-1].count(b"\n")):
                 data = b"".join(held)
                 at = whole if chunk is None else disk.tell()
-                yield Block(number, (Span(file, start, start + cut, data[:cut]),), at - done)
+                yield [Span(file, start, start + cut, data[:cut])], at - done
                 done = at
                 held, length = [data[cut:]], length - cut
-                start, number = start + cut, number + 1
+                start += cut
             if chunk is None:
                 return
 

@@ -1,0 +1,495 @@
+"""Anything at all as input: no crash, no wrong count, and the rows of a slow, plain reference.
+
+Lines are sound resources broken in their fields, and whole lines broken beyond that. They go
+through all of an ingestion, thousands at a time.
+"""
+
+import gzip
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+
+from ehrmamba_hf.events import Report, read_encounters, read_subjects
+from ehrmamba_hf.events.parts import DEEPEST_BUNDLE
+from ehrmamba_hf.fhir import reading
+from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.convert import convert
+from ehrmamba_hf.fhir.decoding import Other, aliases_of, decode, entries_of
+from ehrmamba_hf.fhir.identity import subject_id
+from ehrmamba_hf.fhir.resources import Bundle
+from ehrmamba_hf.fhir.rows import Event, NotUsed, Reject, Rows, Site
+from ehrmamba_hf.fhir.times import Clock, instant_of
+
+CASES_A_RUN = 2_000
+LONG_RUN = 100_000
+PEOPLE, STAYS, DRUGS = 40, 60, 10
+
+
+# The reference: line by line, with dictionaries.
+
+
+class Version(NamedTuple):
+    file: str
+    updated: float
+    rows: Rows | None
+    reason: str  # why it is not used
+
+    def content(self) -> Any:
+        """What tells one version of a record from another."""
+        if self.rows is None:
+            return self.reason
+        r = self.rows
+        events = tuple((float32(e.numeric_value), codes(e), e._replace(concept=None, numeric_value=None)) for e in r.events)  # noqa: E501  # fmt: skip
+        medication = r.medication and (r.medication.code, r.medication.codings)
+        return (r.patient_id, events, r.encounter, r.subject, medication)
+
+
+def float32(value: float | None) -> float | None:
+    return None if value is None else float(np.float32(value))
+
+
+def codes(event: Event) -> tuple[str, tuple[str, ...]] | None:
+    return event.concept and (event.concept.code, event.concept.codings)
+
+
+class Reference:
+    """What an ingestion of some files has to give."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.lines = self.blank = self.bundles = self.without_category = 0
+        self.read: Counter[str] = Counter()
+        self.used: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.not_used: Counter[tuple[str, str]] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.rejects: list[tuple] = []
+        self.events: list[tuple] = []
+        self.versions: dict[tuple[str, str], list[Version]] = {}
+        self.unclear: set[str] = set()  # files
+        self.subjects: set[tuple] = set()
+        self.encounters: set[tuple] = set()
+
+    def add_file(self, name: str, text: bytes) -> None:
+        lines = (
+            [text] if name.endswith(".json") else text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        )
+        if not lines[-1].strip():
+            lines.pop()
+        for number, line in enumerate(lines, start=1):
+            self.lines += 1
+            if line.strip():
+                self.add(line.strip(), (name, number), self.site)
+            else:
+                self.blank += 1
+
+    def add(self, raw: Any, place: tuple, site: Site, where: str = "", name: str = "") -> None:
+        kind = "unknown"
+        try:
+            resource = decode(raw)
+            kind = type(resource).__name__
+            if isinstance(resource, Bundle):
+                if where.count("entry[") >= DEEPEST_BUNDLE:
+                    expected = f"a Bundle inside at most {DEEPEST_BUNDLE} others"
+                    raise Reject("", expected, "a deeper one")
+                self.bundles += 1
+                site = site._replace(aliases=aliases_of(resource))
+                for index, entry in enumerate(entries_of(resource)):
+                    inside = f"{where}entry[{index}].resource."
+                    self.add(entry.raw, place, site, inside, entry.fallback_id or "")
+                return
+            if isinstance(resource, Other):
+                self.read[resource.resourceType] += 1
+                self.not_used[resource.resourceType, "type not used"] += 1
+                return
+            name = resource.id or name
+            if not name and kind == "Patient":
+                raise Reject("id", "an id", "nothing")
+            name = name or xxhash.xxh3_64_hexdigest(bytes(raw))
+            text = resource.meta and resource.meta.lastUpdated
+            updated = instant_of(text) if text else None
+            try:
+                rows, reason = convert(resource, site), ""
+                self.notes.update(rows.notes)
+                self.without_category += kind == "Observation" and not resource.category
+            except NotUsed as outcome:
+                rows, reason = None, outcome.reason
+            version = Version(place[0], float("-inf") if updated is None else updated, rows, reason)
+            self.versions.setdefault((kind, name), []).append(version)
+            self.read[kind] += 1
+        except Reject as reject:
+            kind = reject.resource_type or kind
+            self.read[kind] += 1
+            self.rejected[kind] += 1
+            about = (kind, f"{where}{reject.field}", reject.expected, reject.found)
+            self.rejects.append((*place, *about))
+
+    def finish(self) -> None:
+        """Decide between versions, and look up what records refer to."""
+        kept = dict(self._winners())
+        patients = {name for kind, name in kept if kind == "Patient"}
+        self.subjects = {
+            (subject_id(name), name, *rows.subject)
+            for (_, name), rows in kept.items()
+            if rows.subject
+        }
+        stays = {
+            (rows.patient_id, name): rows.encounter
+            for (_, name), rows in kept.items()
+            if rows.encounter and rows.patient_id in patients
+        }
+        self.encounters = {(subject_id(p), name, *stay) for (p, name), stay in stays.items()}
+        drugs = {name: rows.medication for (_, name), rows in kept.items() if rows.medication}
+        named = set()
+        for (kind, name), rows in kept.items():
+            patient = name if kind == "Patient" else rows.patient_id
+            if patient in patients:
+                named.update(event.medication_id for event in rows.events)
+                failure = self._use(patient, kind, name, rows, stays, drugs)
+            else:
+                failure = None if rows.medication else "no Patient resource"
+            if failure:
+                self.not_used[kind, failure] += 1
+            elif not rows.medication:
+                self.used[kind] += 1
+        for name in drugs:
+            if name in named:
+                self.used["Medication"] += 1
+            else:
+                self.not_used["Medication", "nothing refers to it"] += 1
+
+    def _winners(self) -> Iterator[tuple[tuple[str, str], Rows]]:
+        """Of each record's versions, the last updated one."""
+        for key, versions in self.versions.items():
+            last = max(version.updated for version in versions)
+            best = [version for version in versions if version.updated == last]
+            if len({version.content() for version in best}) > 1:
+                # A hash decides, which is not for a reference to know.
+                self.unclear.update(version.file for version in versions)
+            for version in versions:
+                if version is not best[0]:
+                    same = version.content() == best[0].content()
+                    reason = "duplicate" if same else "another version is used"
+                    self.not_used[key[0], reason] += 1
+            if best[0].rows is None:
+                self.not_used[key[0], best[0].reason] += 1
+            else:
+                yield key, best[0].rows
+
+    def _use(
+        self, patient: str, kind: str, name: str, rows: Rows, stays: dict, drugs: dict
+    ) -> str | None:
+        for event in rows.events:
+            concept = event.concept or drugs.get(event.medication_id)
+            if concept is None:
+                return "unresolved medicationReference"
+            stay = stays.get((patient, event.encounter_id))
+            time, available = event.time, event.available_time
+            if stay and event.after_encounter:
+                time = stay.end if time is None else time
+                if stay.end is None:
+                    available = None
+                elif event.time is not None and event.time > stay.end:
+                    available = max(available, event.time + 1)
+                else:
+                    available = stay.end + 1
+            if time is None:
+                time = event.fallback_time
+            if time is None:
+                return "no time"
+            self.events.append(
+                (
+                    *(subject_id(patient), time, concept.code, float32(event.numeric_value)),
+                    *(event.text_value, event.end_time, available, event.unit, event.category),
+                    *(concept.codings, event.encounter_id, kind, name),
+                )
+            )
+        return None
+
+
+def plain_rows(table: pa.Table) -> list[tuple]:
+    """Rows of Python's own kinds, times as microseconds."""
+    columns = [
+        column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+        for column in table.columns
+    ]
+    listed = [column.to_pylist() for column in columns]
+    rows = zip(*listed, strict=True)
+    return [tuple(tuple(v) if isinstance(v, list) else v for v in row) for row in rows]
+
+
+def expect_the_same(reference: Reference, report: Report, events: pa.Table, out: Path) -> None:
+    assert (report.lines, report.blank_lines, report.bundles) == (
+        *(reference.lines, reference.blank, reference.bundles),
+    )
+    found = {kind: (o.read, o.used, o.rejected) for kind, o in report.resources.items()}
+    assert found == {
+        kind: (read, reference.used[kind], reference.rejected[kind])
+        for kind, read in reference.read.items()
+    }
+    reasons = {(k, why): n for k, o in report.resources.items() for why, n in o.not_used.items()}
+    assert reasons == reference.not_used
+    rejects = [tuple(json.loads(r).values()) for r in (out / "rejects.ndjson").open()]
+    assert rejects == sorted(reference.rejects)
+    assert report.notes == reference.notes
+    assert report.observations_without_category == reference.without_category
+    assert set(plain_rows(read_subjects(out))) == reference.subjects
+    assert set(plain_rows(read_encounters(out))) == reference.encounters
+    assert Counter(plain_rows(events)) == Counter(reference.events)
+    assert report.events == Counter(event[8] for event in reference.events)
+
+
+# What goes wrong with lines.
+
+
+def deep(rng: random.Random, line: bytes, _: bytes) -> bytes:
+    """Arrays or objects in one another, in a field that is used or in one that is not."""
+    depth = rng.choice((50, 500, 1_100, 30_000))  # not where the length of the stack decides
+    field = rng.choice((b"x", b"extension", b"component", b"contained", b"code", b"entry"))
+    opening, closing = rng.choice(((b"[", b"]"), (b'{"extension":[', b"]}"), (b'{"x":', b"}")))
+    inside = b"1" if closing == b"}" else b""
+    value = opening * depth + inside + closing * (depth if rng.random() < 0.7 else 0)
+    return line[:-1] + b', "' + field + b'": ' + value + b"}"
+
+
+def bundled(rng: random.Random, line: bytes, other: bytes) -> bytes:
+    """A Bundle, or Bundles in one another."""
+    url = rng.choice((b"", b'"fullUrl":"urn:uuid:x7",', b'"fullUrl":"http://h/Patient/p1",'))
+    entries = b",".join(b"{" + url + b'"resource":' + text + b"}" for text in (line, other, line))
+    for _ in range(rng.choice((1, 1, 2, 3, 30, 50, 100, 700))):
+        bundle = b'{"resourceType":"Bundle","entry":[' + entries + b"]}"
+        entries = b'{"resource":' + bundle + b"}"
+    return bundle
+
+
+SOUND = (
+    b'{"resourceType": "Observation", "id": "sound", "code": {"text": "pulse"}, "subject": '
+    b'{"reference": "Patient/p1"}, "effectiveDateTime": "2019-03-04", "valueQuantity": {"value": 1}}'
+)
+AGAIN = (
+    *(b', "code": {"text": "again"}', b', "code": null', b', "status": "cancelled"', b', "id": 5'),
+    *(b', "valueQuantity": {"value": 2}', b', "valueQuantity": null', b', "valueInteger": 1'),
+    *(b', "resourceType": "Observation"', b', "resourceType": "Condition"', b', "component": []'),
+    *(b', "effectiveDateTime": "2019-03-04T10:00:00Z"', b', "subject": null', b', "issued": ""'),
+)
+WHOLE: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (
+    deep,
+    bundled,
+    lambda rng, line, _: line[: rng.randrange(len(line) + 1)],
+    lambda rng, line, _: rng.choice((b"", b"  ", b"\t\r", b"\x0c", b"\xef\xbb\xbf", b"\x00")),
+    lambda rng, line, other: line + rng.choice((b"", b" ", b"\r", b"\t")) + other,
+    lambda rng, line, other: line + other + b"\n" * rng.randrange(3),
+    lambda rng, line, _: line.replace(b", ", b",\n", rng.choice((1, 2, -1))),
+    lambda rng, line, _: line.replace(b"{", b"{\n", 1) + b"\n" + line + line,
+    lambda rng, line, _: b'{"x":\n{}}\n{}{}',
+    lambda rng, line, _: line.replace(b"{", rng.choice((b"{\x00", b"\x00{", b"{\xff")), 1),
+    lambda rng, line, _: line.replace(b'": "', rng.choice((b'": "\x00', b'": "\xff')), 3),
+    lambda rng, line, _: line.replace(b'": "', b'": "' + rng.choice((b"\\ud800", b"\\u0000")), 2),
+    lambda rng, line, _: line.decode("utf-8", "replace").encode("utf-16"),
+    lambda rng, line, _: rng.choice((b"\xef\xbb\xbf", b"\xc2\xa0", b"\x1f", b" ", b"\r")) + line,
+    lambda rng, line, _: (
+        line + rng.choice((b"\r", b"\r\r", b" ", b",", b"}", b"\x0b", b"\xe2\x80\xa8"))
+    ),  # noqa: E501  # fmt: skip
+    lambda rng, line, _: line[:-1] + b", " + line[1:],  # every key twice
+    lambda rng, *_: SOUND[:-1] + rng.choice(AGAIN) + b', "id": "again%d"}' % rng.randrange(10**9),
+    lambda rng, line, _: line[:-1] + b', "id": "' + b"i" * rng.choice((100, 1 << 20)) + b'"}',
+    lambda rng, line, _: line.replace(b"5.5", b"9" * rng.choice((40, 400, 100_000))),
+    lambda rng, line, _: rng.choice(
+        (b"[]", b"1", b'"x"', b"null", b"{}", b"NaN", b"[" + line + b"]")
+    ),  # noqa: E501  # fmt: skip
+    lambda rng, line, _: (
+        b'{"resourceType":' + rng.choice((b"5", b'"x"', b'"Device"', b"null", b'"Bundle"')) + b"}"
+    ),  # noqa: E501  # fmt: skip
+)
+
+
+class Maker:
+    """Makes lines that look like those of one hospital."""
+
+    def __init__(self, mutated: Callable[..., bytes], records: dict, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self._mutated = mutated
+        lab = dict(records["Observation"][0])
+        del lab["component"]
+        value = {"value": 5.5, "unit": "mmol/l", "code": "mmol/L"}
+        self._plain = [
+            lab | {"valueQuantity": value},
+            lab | {"valueQuantity": value, "issued": None},
+        ]
+        self._all = [record for pair in records.values() for record in pair]
+        self._made = 0
+
+    def lines(self, cases: int) -> list[bytes]:
+        """So many cases, most of them a line each."""
+        rng = self.rng
+        made = self._hospital()
+        for _ in range(cases):
+            line = self._line()
+            chance = rng.random()
+            if chance < 0.05:
+                line = rng.choice(made)  # a copy of another
+            elif chance < 0.15:
+                line = rng.choice(WHOLE)(rng, line, rng.choice(made))
+            made.append(line)
+        rng.shuffle(made)
+        return made
+
+    def _line(self) -> bytes:
+        """A record with a name of its own, broken or not."""
+        rng = self.rng
+        among = self._plain if rng.random() < 0.4 else self._all
+        sound = rng.random() < 0.3
+        text = json.dumps(rng.choice(among)).encode() if sound else self._mutated(rng, among)
+        self._made += 1
+        name = b'"id": "x%d"' % (self._made if rng.random() < 0.95 else rng.randrange(9))
+        if rng.random() < 0.5:
+            second = self._made // 2 % 3600
+            stamp = b"2020-01-01T%02d:%02d:00Z" % divmod(second, 60)
+            name += b', "meta": {"lastUpdated": "%s"}' % stamp
+        text = text.replace(b'"id": "x"', name)
+        for word, many in ((b"Patient/p", PEOPLE + 2), (b"Encounter/e", STAYS), (b"Medication/m", DRUGS)):  # noqa: E501  # fmt: skip
+            text = text.replace(word, word + b"%d" % rng.randrange(many))
+        return text
+
+    def _hospital(self) -> list[bytes]:
+        """Whom and what the others refer to."""
+        rng, found = self.rng, []
+        for n in range(PEOPLE):
+            found.append({"resourceType": "Patient", "id": f"p{n}", "birthDate": "1950"})
+        for n in range(STAYS):
+            end = rng.choice((None, "2019-03-05", "2019-03-04T10:30:00-05:00", "2020-01-01"))
+            period = {"start": "2019-03-01", "end": end}
+            whose = {"reference": f"Patient/p{n % PEOPLE}"}
+            found.append({"resourceType": "Encounter", "id": f"e{n}", "subject": whose, "period": period})  # noqa: E501  # fmt: skip
+        for n in range(DRUGS - 1):
+            found.append({"resourceType": "Medication", "id": f"m{n}", "code": {"text": f"drug {n}"}})  # noqa: E501  # fmt: skip
+        return [json.dumps(record).encode() for record in found]
+
+
+def write_files(folder: Path, lines: list[bytes], rng: random.Random) -> dict[str, bytes]:
+    """The lines in files of several kinds; what is in each, by name."""
+    packs: dict[str, Callable[[bytes], bytes]] = {
+        "a.ndjson": bytes,
+        "b.ndjson.gz": partial(gzip.compress, compresslevel=1, mtime=0),
+        "sub/c.jsonl.zst": partial(pa.Codec("zstd").compress, asbytes=True),
+        "sub/d.NDJSON": lambda text: b"\xef\xbb\xbf" + text,
+        "e.json": bytes,
+    }
+    bundle = b'{"resourceType":\n"Bundle",\n"entry":[]}\n'
+    end = rng.choice((b"\n", b"\r\n", b"\n\n", b"\n  "))
+    texts = {name: b"\n".join(lines[n::4]) + end for n, name in enumerate(list(packs)[:4])}
+    texts["e.json"] = bundle
+    for name, text in texts.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(packs[name](text))
+    return texts
+
+
+def reference_of(files: Iterable[tuple[str, bytes]], site: Site) -> Reference:
+    reference = Reference(site)
+    for name, text in files:
+        reference.add_file(name, text)
+    reference.finish()
+    return reference
+
+
+def told_apart(lines: list[bytes]) -> list[bytes]:
+    """Lines without the records of which several versions have an equal claim."""
+    while True:
+        files = ((str(number), line) for number, line in enumerate(lines))
+        reference = reference_of(files, Site(Clock()))
+        if not reference.unclear:
+            return lines
+        lines = [line for n, line in enumerate(lines) if str(n) not in reference.unclear]
+
+
+Check = Callable[..., None]
+
+
+@pytest.fixture
+def check(run, mutated, records, tmp_path, monkeypatch) -> Check:
+    """Ingests cases and compares with the reference."""
+
+    def of(cases: int, seed: int, timezone: str | None = None, units: str | None = None) -> None:
+        lines = told_apart(Maker(mutated, records, seed).lines(cases))
+        texts = write_files(tmp_path / "fhir", lines, random.Random(seed))
+        book = Codebook.load(units=units, mappings=[mapping(tmp_path)] if units else ())
+        # With the stack of a new thread, as in an ingestion.
+        with ThreadPoolExecutor(1) as thread:
+            site = Site(Clock(timezone), book=book)
+            reference = thread.submit(reference_of, texts.items(), site).result()
+        monkeypatch.setattr("ehrmamba_hf.fhir.reading._CHUNK", 1 << random.Random(seed).randrange(8, 18))
+        report, events = run(tmp_path / "fhir", timezone=timezone, book=book, workers=1)
+        expect_the_same(reference, report, events, tmp_path / "events")
+
+    return of
+
+
+def mapping(folder: Path) -> Path:
+    file = folder / "mapping.csv"
+    file.write_text("from,to\nLOINC/2345-7,SNOMED/33747003\nRXNORM/5856,ATC/A10\n")
+    return file
+
+
+def test_two_thousand_broken_lines(check):
+    check(CASES_A_RUN, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_a_hundred_thousand_broken_lines(check, seed):
+    check(
+        LONG_RUN // 10,
+        seed,
+        timezone="America/New_York" if seed % 3 == 0 else None,
+        units="common" if seed % 4 == 0 else None,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def nested(depth: int) -> bytes:
+    """A record whose depth is at the limit of the stack."""
+    inner = b"[" * depth + b"]" * depth
+    return b'{"resourceType":"Observation","id":"n%d","x":%s}' % (depth, inner)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
+def test_blocks_chunks_and_workers_change_no_byte(
+    seed, run, mutated, records, tmp_path, monkeypatch
+):
+    maker = Maker(mutated, records, seed)
+    # Here all lines may stay: which version is used is the same each time.
+    lines = maker.lines(CASES_A_RUN // 2) + [nested(depth) for depth in range(900, 1000)]
+    write_files(tmp_path / "fhir", lines, maker.rng)
+    monkeypatch.setattr("ehrmamba_hf.events.assemble.SHARD_ROWS", 100)
+    run(tmp_path / "fhir", workers=1)
+    expected = contents(tmp_path / "events")
+    assert len([name for name in expected if name.startswith("data/")]) > 1
+    for size in (20_000, 300_000):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "ehrmamba_hf.events.fhir_source.blocks_of",
+                lambda files, size=size: reading.blocks_of(files, block=size),
+            )
+            patch.setattr("ehrmamba_hf.fhir.reading._CHUNK", maker.rng.randrange(50, 5_000))
+            run(tmp_path / "fhir", workers=1)
+            assert contents(tmp_path / "events") == expected
+            patch.setattr("ehrmamba_hf.events.ingestion._POOL_BYTES", 0)
+            if size > 20_000:
+                run(tmp_path / "fhir", workers=2)
+                assert contents(tmp_path / "events") == expected
