@@ -1,6 +1,6 @@
 """NDJSON to sorted event Parquet: rate, memory and disk, beside bare decoding and two peers.
 
-The input is made on the fly: the laboratory results of a simulated hospital, one Observation a line.
+The input is made on the fly: the laboratory results of a simulated hospital, an Observation a line.
 Every case runs in a process of its own, in turn, round by round; the figures are medians of wall
 time. "Bare decoding" reads the file in chunks of 1 MiB and decodes each to the same typed Structs,
 and does nothing with them; it is what the ingestion cannot be faster than. The peers make the same
@@ -159,8 +159,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for name in CASES:
                 _measure(name, large, Path(scratch) / "out", runs[name])
-        for name in smaller:
-            _measure(name, small, Path(scratch) / "out", smaller[name])
+        for name, found in smaller.items():
+            _measure(name, small, Path(scratch) / "out", found)
         _report(large, runs, smaller)
 
 

@@ -19,6 +19,7 @@ ORDER = (
         "tasks",
         "tokenization",
         "corpus",
+        "spark",
     ),
     *(
         "native",

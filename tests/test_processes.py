@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ehrmamba_hf.errors import EHRMambaError, InputError
-from ehrmamba_hf.processes import memory_bytes, results, worker_count
+from ehrmamba_hf.processes import crew, memory_bytes, worker_count
 
 
 def doubled(number: int) -> int:
@@ -22,8 +22,10 @@ def doubled(number: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_job_gives_its_result(workers):
-    assert sorted(results(doubled, range(20), workers)) == list(range(0, 40, 2))
-    assert list(results(doubled, [], workers)) == []
+    with crew(workers) as run:
+        assert list(run(doubled, range(20))) == list(range(0, 40, 2))
+        assert list(run(lambda a, b: a + b, [1, 2], 10)) == [11, 12]
+        assert list(run(doubled, [])) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -36,26 +38,28 @@ def test_jobs_are_made_as_they_are_needed(workers):
             made += 1
             yield number
 
-    for done, _ in enumerate(results(doubled, jobs(), workers), start=1):
-        assert made <= done + 2 * workers
+    with crew(workers) as run:
+        for done, _ in enumerate(run(doubled, jobs()), start=1):
+            assert made <= done + 2 * workers
 
 
 def test_a_killed_worker_is_an_error_that_says_what_to_do():
-    with pytest.raises(EHRMambaError, match=r"killed .* fewer workers"):
-        list(results(doubled, [1, -1, 2], 2))
+    with pytest.raises(EHRMambaError, match=r"killed .* fewer workers"), crew(2) as run:
+        list(run(doubled, [1, -1, 2]))
 
 
 ORPHANS = """
 import os, time
-from ehrmamba_hf.processes import results
+from ehrmamba_hf.processes import crew
 
 def pid(_):
     return os.getpid()
 
 if __name__ == "__main__":
-    for found in results(pid, range(100), 2):
-        print(found, flush=True)
-        time.sleep(0.5)
+    with crew(2) as run:
+        for found in run(pid, range(100)):
+            print(found, flush=True)
+            time.sleep(0.5)
 """
 
 

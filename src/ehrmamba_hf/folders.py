@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ehrmamba_hf.errors import InputError
+import duckdb
+
+from ehrmamba_hf.errors import InputError, OutputError, SchemaError
 
 
 @contextmanager
@@ -42,11 +44,24 @@ def staged(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Pat
 
 
 @contextmanager
+def told_of_storage(out: Path) -> Iterator[None]:
+    """A full disk and a read-only folder as an OutputError."""
+    try:
+        yield
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise OutputError(
+            f"{out}: cannot be written: {reason or error}. What is finished is kept: run again "
+            "once there is room"
+        ) from error
+
+
+@contextmanager
 def resumable(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Path]:
     """Like `staged`, but what a killed or failed run wrote is still there for the next.
 
-    Which of it can be used is for `finished_part` to say. Only an InputError, which another run
-    would meet again, takes it all away.
+    Which of it can be used is for `finished_part` to say. Only what another run would meet again,
+    an InputError or a SchemaError, takes it all away.
     """
     out = Path(out)
     _expect_replaceable(out, marker, contents)
@@ -58,7 +73,7 @@ def resumable(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[
         temporary.mkdir(exist_ok=True)
         try:
             yield temporary
-        except InputError:
+        except (InputError, SchemaError):
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         put_in_place(temporary, out)

@@ -4,60 +4,82 @@ import multiprocessing
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import dill
+import pyarrow as pa
 
 from ehrmamba_hf.errors import EHRMambaError, InputError
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+Run = Callable[..., Iterator[Any]]
 
 
-def results(
-    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
-) -> Iterator[Result]:
-    """What a function gives for each job, as they finish.
+@contextmanager
+def crew(count: int) -> Iterator[Run]:
+    """`run(function, jobs, *common)` gives `function(job, *common)` of each job, in their order.
 
-    Jobs are made one ahead of the workers and no sooner, so that however many there are, few of
-    them lie in memory. With one worker everything happens in this process.
+    Jobs are made a few ahead of the workers and no sooner, so that however many there are, few of
+    them lie in memory.
 
     Args:
-        function: of a module, or a `functools.partial` of one: it travels by name.
-        jobs: its arguments.
-        workers: how many processes.
+        count: processes; with 1, the work is done in this one.
 
     Raises:
-        EHRMambaError: a worker was killed, as a system does that runs out of memory.
+        EHRMambaError: a process was killed, as a system does that runs out of memory.
     """
-    if workers == 1:
-        yield from map(function, jobs)
+    if count == 1:
+        yield _run_here
         return
     context = multiprocessing.get_context("spawn")  # forking a process with threads may hang it
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-        waiting: set[Future[Result]] = set()
-        try:
-            for job in jobs:
-                waiting.add(pool.submit(function, job))
-                if len(waiting) > workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        except BrokenProcessPool:
-            raise EHRMambaError(
-                "a worker process was killed (out of memory?): give fewer workers or less memory, "
-                "and run again; what is finished is kept"
-            ) from None
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ProcessPoolExecutor(count, context, _begin)
+    try:
+        yield partial(_run_in, pool, count)
+    except BrokenProcessPool:
+        raise EHRMambaError(
+            "a worker process was killed (out of memory?): give fewer workers or less memory, and "
+            "run again; what is finished is kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    # A worker whose parent was killed would wait for its next job for ever.
+def _run_here(function: Callable, jobs: Iterable[Any], *common: Any) -> Iterator[Any]:
+    return (function(job, *common) for job in jobs)
+
+
+def _run_in(
+    pool: ProcessPoolExecutor, count: int, function: Callable, jobs: Iterable[Any], *common: Any
+) -> Iterator[Any]:
+    # Tasks are functions, closures and a user's own among them, which pickle does not take.
+    call = partial(_call, dill.dumps((function, common), recurse=True))
+    waiting: deque[Future] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(call, job))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _call(packed: bytes, job: Any) -> Any:
+    function, common = _unpacked(packed)
+    return function(job, *common)
+
+
+@lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Any:
+    return dill.loads(packed)
+
+
+def _begin() -> None:
+    """A core each, and an end with the parent, for whose next job it would wait for ever."""
+    pa.set_cpu_count(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

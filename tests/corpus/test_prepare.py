@@ -17,8 +17,8 @@ import pytest
 
 from ehrmamba_hf.corpus import PrepareSettings, load_sequences, prepare
 from ehrmamba_hf.corpus.examples import load_tokenizer
-from ehrmamba_hf.corpus.prepare import LABEL_SCHEMA
-from ehrmamba_hf.errors import InputError, SchemaError
+from ehrmamba_hf.corpus.labels import LABEL_SCHEMA
+from ehrmamba_hf.errors import InputError, OutputError, SchemaError
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.tasks import Task, register, registered, unregister
 from ehrmamba_hf.timelines import SPLITS, SplitRules, iter_records, split_of, stays_of
@@ -164,11 +164,9 @@ def test_what_is_cut_out_is_counted_once_a_patient(write_events: Callable[..., P
         assert records["without_birth_date"] == 10
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """All that a data folder says, but for the fingerprints that `datasets` draws."""
-    tables = {name: rows_of(folder, name) for name in ("pretrain", "finetune")}
-    files = [folder / "prepare.json", *sorted((folder / "tokenizer").iterdir())]
-    return {**tables, "labels": labels_of(folder)} | {f.name: f.read_text() for f in files}
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that a data folder holds, byte by byte."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_the_same_again(
@@ -183,7 +181,7 @@ def test_the_same_again(
     assert contents(again) == contents(data)
     other = msgspec.structs.replace(settings, splits=SplitRules(seed=1))
     changed = prepare(events, tmp_path / "again", other, progress=False)
-    assert contents(changed)["labels"] != contents(data)["labels"]
+    assert labels_of(changed) != labels_of(data)
 
 
 def test_events_that_a_model_has_never_seen(
@@ -227,27 +225,23 @@ def test_a_task_asked_outside_a_stay_has_examples_to_learn_from(
     assert load_tokenizer(out).task_tokens["late"] == "[TASK_0]"
 
 
-def test_nothing_is_half_written(
+def test_an_earlier_result_stays_until_the_next_is_whole(
     events: Path, settings: PrepareSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "data"
+    out = prepare(events, tmp_path / "data", settings, progress=False)
+    before = contents(out)
 
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.corpus.storage.Dataset.from_file", fail)
-        with pytest.raises(OSError, match="no space left"):
+        patch.setattr("ehrmamba_hf.corpus.storage._write_rows", fail)
+        with pytest.raises(OutputError, match="no space left"):
             prepare(events, out, settings, progress=False)
-    assert list(tmp_path.iterdir()) == []
-    prepare(events, out, settings, progress=False)
-    before = contents(out)
-    with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.corpus.storage.Dataset.from_file", fail)
-        with pytest.raises(OSError, match="no space left"):
-            prepare(events, out, settings, progress=False)
-    assert list(tmp_path.iterdir()) == [out]
     assert contents(out) == before
+    prepare(events, out, settings, progress=False)
+    assert contents(out) == before
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_folder_of_something_else_is_left_alone(

@@ -112,3 +112,11 @@ def test_a_full_url_that_differs_from_the_id_is_an_alias():
 
 def test_an_empty_bundle():
     assert list(entries_of(bundle())) == []
+
+
+def test_a_huge_record_is_not_repaired(monkeypatch):
+    text = as_bytes({"resourceType": "Patient", "id": "1", "gender": 5})
+    assert decode(text).id == "1"
+    monkeypatch.setattr("ehrmamba_hf.fhir.decoding._LARGEST_REPAIR", len(text) - 1)
+    with pytest.raises(Reject, match="gender: expected str, found int"):
+        decode(text)

@@ -59,6 +59,21 @@ def test_files_of_any_name_in_any_subfolder(tmp_path):
     assert find_files(tmp_path / "a.ndjson") == [tmp_path / "a.ndjson"]
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    for name in ("fhir/a.ndjson", "elsewhere/b.ndjson", "elsewhere/deep/c.ndjson", "out/d.ndjson"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    source = tmp_path / "fhir"
+    (source / "up").symlink_to(tmp_path / "fhir")
+    (source / "away").symlink_to(tmp_path / "elsewhere")
+    (source / "again").symlink_to(tmp_path / "elsewhere" / "deep")
+    (source / "out").symlink_to(tmp_path / "out")
+    (source / "self").symlink_to(source / "self")
+    found = find_files(source, skip=tmp_path / "out")
+    names = ["a.ndjson", "again/c.ndjson", "away/b.ndjson"]
+    assert [path.relative_to(source).as_posix() for path in found] == names
+
+
 def test_a_folder_without_files_and_a_missing_one(tmp_path):
     with pytest.raises(InputError, match="found none"):
         find_files(tmp_path)

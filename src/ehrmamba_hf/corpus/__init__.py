@@ -2,7 +2,8 @@
 
 from ehrmamba_hf.corpus.collation import PackingCollator, PaddingCollator, best_fit
 from ehrmamba_hf.corpus.examples import TaskExamples, load_examples, load_sequences
-from ehrmamba_hf.corpus.prepare import PrepareSettings, prepare
+from ehrmamba_hf.corpus.prepare import prepare
+from ehrmamba_hf.corpus.settings import PrepareSettings
 
 __all__ = [
     "PackingCollator",

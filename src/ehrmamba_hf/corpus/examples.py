@@ -14,6 +14,7 @@ from datasets import Dataset, Features, load_from_disk
 from ehrmamba_hf.corpus.prepare import LABELS_FILE, REPORT_FILE, TOKENIZER_FOLDER
 from ehrmamba_hf.corpus.storage import SEQUENCE_SCHEMA
 from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.timelines.shards import factorized
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
 from ehrmamba_hf.tokenization.grammar_ehrmamba import COLUMNS, fit
 
@@ -35,7 +36,8 @@ class TaskExamples(torch.utils.data.Dataset):
         self.table = table
         self.rows = table["row"].to_numpy()
         self.labels = table["boolean_value"].to_numpy().astype(np.float32)
-        self.token_ids = [tokenizer.task_token_id(task) for task in table["task"].to_pylist()]
+        task, names = factorized(table["task"])
+        self.token_ids = np.array([tokenizer.task_token_id(name) for name in names])[task]
         self.context_length = tokenizer.model_max_length
 
     def __len__(self) -> int:
@@ -44,7 +46,7 @@ class TaskExamples(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.inputs[int(self.rows[index])]
         columns = {name: row[name] for name in COLUMNS}
-        columns = fit(columns, self.context_length, self.token_ids[index])
+        columns = fit(columns, self.context_length, int(self.token_ids[index]))
         return {**columns, "labels": [float(self.labels[index])]}
 
 
@@ -89,7 +91,7 @@ def load_examples(
     tokenizer = tokenizer or load_tokenizer(folder)
     inputs = _split(folder, "finetune", split)
     labels = pq.read_table(Path(folder) / LABELS_FILE)
-    held = sorted(set(labels["task"].to_pylist()))
+    held = sorted(labels["task"].unique().to_pylist())
     known = sorted(set(held) & set(tokenizer.task_tokens))
     unknown = sorted(set(tasks or held) - set(known))
     if unknown:
@@ -99,18 +101,23 @@ def load_examples(
         )
     labels = labels.filter(pc.equal(labels["split"], split))
     labels = labels.filter(pc.is_in(labels["task"], value_set=pa.array(tasks or held, pa.string())))
-    row_of: dict[tuple, int] = {}
-    if len(inputs):
-        keys = zip(inputs["subject_id"], inputs["prediction_time"], strict=True)
-        row_of = {key: row for row, key in enumerate(keys)}
-    wanted = zip(
-        labels["subject_id"].to_pylist(),
-        labels["prediction_time"].cast(pa.int64()).to_pylist(),
-        strict=True,
-    )
-    rows = pa.array([row_of.get(key) for key in wanted], type=pa.int64())
-    table = labels.append_column("row", rows).filter(pc.is_valid(rows))
+    rows = _rows_of(labels, inputs.data.table)
+    table = labels.append_column("row", pa.array(rows)).filter(pa.array(rows >= 0))
     return TaskExamples(inputs, table, tokenizer)
+
+
+def _rows_of(labels: pa.Table, inputs: pa.Table) -> np.ndarray:
+    """The input of each label, by patient and index time; -1 where none was kept."""
+    number = np.zeros(len(inputs) + len(labels), dtype=np.int64)
+    for name in ("subject_id", "prediction_time"):
+        columns = [table[name].cast(pa.int64()).to_numpy() for table in (inputs, labels)]
+        values, place = np.unique(np.concatenate(columns), return_inverse=True)
+        number = number * len(values) + place
+    held, wanted = np.split(number, [len(inputs)])
+    order = np.argsort(held)
+    place = np.searchsorted(held, wanted, sorter=order)
+    rows = np.append(order, -1)[place]
+    return np.where(np.append(held, -1)[rows] == wanted, rows, -1)
 
 
 def _split(folder: Path, dataset: str, split: str) -> Dataset:

@@ -1,22 +1,25 @@
-"""Sequences in Arrow files: a row a sequence, a column an attribute, as the model takes them."""
+"""Sequences as `datasets` folders of Arrow streams: a row a sequence, a column an attribute.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Files depend on the rows alone, not on the parts that they come in. `length` is a column of its
+own, so that batches can be planned without reading a token: `rows.data["length"]`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from datasets import (
-    Dataset,
-    DatasetDict,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+import xxhash
+from datasets import DatasetInfo, Features
 
-from ehrmamba_hf.tokenization.grammar_ehrmamba import COLUMNS, Columns
+from ehrmamba_hf.tokenization.grammar_ehrmamba import COLUMNS
 
 DATASETS = ("pretrain", "finetune")
 ROWS_A_BATCH = 1000
+BYTES_A_FILE = 500_000_000
 _ATTRIBUTES = [(name, pa.list_(pa.type_for_alias(kind))) for name, kind in COLUMNS.items()]
 SEQUENCE_SCHEMA = pa.schema(
     [
@@ -27,68 +30,99 @@ SEQUENCE_SCHEMA = pa.schema(
     ]
 )
 """`prediction_time` in microseconds, null for a whole record; then the model's columns."""
+_BYTES_A_TOKEN = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
+_BYTES_A_ROW = 8 + 8 + 4 + 4 * len(COLUMNS)
 
 
-class SequenceWriter:
-    """Writes sequences to one Arrow stream a data set and split, in batches."""
+def save_dataset(folder: Path, splits: Mapping[str, Sequence[Path]], fingerprint: str) -> None:
+    """Write a data set that `datasets.load_from_disk` loads, its rows in order of the patients.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "stream"
-        self.folder.mkdir()
-        self.waiting: dict[tuple[str, str], list[tuple]] = {}
-        self.streams: dict[tuple[str, str], pa.ipc.RecordBatchStreamWriter] = {}
-
-    def add(self, dataset: str, split: str, subject_id: int, at: int | None, row: Columns) -> None:
-        """Add one sequence to a split of a data set."""
-        rows = self.waiting.setdefault((dataset, split), [])
-        rows.append((subject_id, at, len(row["input_ids"]), *(row[name] for name in COLUMNS)))
-        if len(rows) >= ROWS_A_BATCH:
-            self._flush(dataset, split)
-
-    def _flush(self, dataset: str, split: str) -> None:
-        key = (dataset, split)
-        if key not in self.streams:
-            self.streams[key] = pa.ipc.new_stream(self._file(*key), SEQUENCE_SCHEMA)
-        columns = zip(*self.waiting[key], strict=True)
-        arrays = [pa.array(c, type=f.type) for c, f in zip(columns, SEQUENCE_SCHEMA, strict=True)]
-        self.streams[key].write_batch(pa.record_batch(arrays, schema=SEQUENCE_SCHEMA))
-        self.waiting[key] = []
-
-    def _file(self, dataset: str, split: str) -> Path:
-        return self.folder / f"{dataset}-{split}.arrow"
-
-    def close(self) -> dict[tuple[str, str], Path]:
-        """Write what is left; the file of each (data set, split)."""
-        for key in [key for key, rows in self.waiting.items() if rows]:
-            self._flush(*key)
-        for stream in self.streams.values():
-            stream.close()
-        return {key: self._file(*key) for key in self.streams}
-
-
-def save_datasets(folder: Path, writer: SequenceWriter) -> None:
-    """Close the writer and save its streams as `datasets` folders, one a data set."""
-    files = writer.close()
-    for dataset in DATASETS:
-        splits = {
-            split: Dataset.from_file(str(file))
-            for (name, split), file in sorted(files.items())
-            if name == dataset
+    Args:
+        folder: to be made.
+        splits: of each split, Arrow streams of SEQUENCE_SCHEMA, in any order.
+        fingerprint: of what the rows are made from; with the split it is the data set's own.
+    """
+    folder.mkdir()
+    about = f"Patient sequences; fingerprint of inputs and settings: {fingerprint}"
+    info = DatasetInfo(description=about, features=Features.from_arrow_schema(SEQUENCE_SCHEMA))
+    for split, files in splits.items():
+        (folder / split).mkdir()
+        names = _write_rows(folder / split, files, info.features.arrow_schema)
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": xxhash.xxh3_64_hexdigest(
+                f"{fingerprint} {folder.name} {split}".encode()
+            ),
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": split,
         }
-        with _without_bars():
-            DatasetDict(splits).save_to_disk(str(folder / dataset))
-    for file in files.values():
-        file.unlink()
-    writer.folder.rmdir()
+        _write_json(folder / split / "state.json", state)
+        info.write_to_directory(str(folder / split), pretty_print=True)
+    _write_json(folder / "dataset_dict.json", {"splits": list(splits)})
 
 
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    # One bar a split of some thousand rows says nothing, and fills the logs of a batch job.
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()
+def _write_json(file: Path, content: object) -> None:
+    file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _write_rows(folder: Path, files: Sequence[Path], schema: pa.Schema) -> list[str]:
+    """Write the rows of streams, sorted, to files of about BYTES_A_FILE at most; their names."""
+    rows = pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in files])
+    moment = rows["prediction_time"].fill_null(0).to_numpy()
+    order = np.lexsort((moment, rows["subject_id"].to_numpy()))
+    windows = [order[i : i + ROWS_A_BATCH] for i in range(0, len(order), ROWS_A_BATCH)]
+    lengths = rows["length"].to_numpy()
+    spans = _filled([_bytes(lengths[window]) for window in windows])
+    names = [f"data-{i:05d}-of-{len(spans):05d}.arrow" for i in range(len(spans))]
+    for name, span in zip(names, spans, strict=True):
+        with pa.ipc.new_stream(str(folder / name), schema) as stream:
+            for window in windows[span]:
+                stream.write_batch(_picked(rows, window, schema))
+    return names
+
+
+def _bytes(lengths: np.ndarray) -> int:
+    """What sequences of some lengths take in a file, in all."""
+    return len(lengths) * _BYTES_A_ROW + int(lengths.sum(dtype=np.int64)) * _BYTES_A_TOKEN
+
+
+def _filled(sizes: Sequence[int]) -> list[slice]:
+    """Cut a sequence of sizes where a file would be over BYTES_A_FILE.
+
+    >>> _filled([300_000_000, 200_000_000, 1])
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    cuts, held = [0], 0
+    for i, size in enumerate(sizes):
+        if held and held + size > BYTES_A_FILE:
+            cuts.append(i)
+            held = 0
+        held += size
+    return [slice(a, b) for a, b in pairwise([*cuts, len(sizes)])]
+
+
+def _picked(rows: pa.Table, window: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows at some positions as one batch, gathered run by run.
+
+    In buffers of its own, just as long as the rows: of a part of a longer one, Arrow writes up to
+    63 bytes of what comes after it too, so that files would depend on how the rows came.
+    """
+    cuts = [0, *(np.flatnonzero(np.diff(window) != 1) + 1).tolist(), len(window)]
+    runs = pa.concat_tables([rows.slice(int(window[a]), b - a) for a, b in pairwise(cuts)])
+    arrays = [_own(runs[name].combine_chunks()) for name in runs.column_names]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _own(column: pa.Array) -> pa.Array:
+    if pa.types.is_list(column.type):
+        ends = np.cumsum(column.value_lengths().to_numpy(), dtype=np.int32)
+        return pa.ListArray.from_arrays(
+            pa.array(np.append(np.int32(0), ends)), _own(column.flatten())
+        )
+    values = column.fill_null(0).to_numpy().copy()
+    if not column.null_count:
+        return pa.array(values)
+    return pa.array(values, mask=column.is_null().to_numpy(zero_copy_only=False))

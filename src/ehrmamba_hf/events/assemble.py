@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.columns import SEPARATOR
@@ -254,7 +255,8 @@ def write_tables(
             names = ", ".join(f'"{name}"' for name in schema.names)
             kept = _quote(parts.folder / f"{table}.parquet")
             query = f"SELECT {names} FROM read_parquet({kept}) ORDER BY {order}"
-            copy_sorted(database, query, schema, out[table])
+            found = database.sql(query).to_arrow_table().cast(schema)
+            pq.write_table(found, out[table], compression="zstd")
         losers = _quote(parts.folder / "losers.parquet")
         named = [_quote(_named_file(parts, number)) for number in range(shards)]
         database.execute(f"CREATE VIEW losers AS FROM read_parquet({losers})")
@@ -310,6 +312,7 @@ def _database(parts: Parts, threads: int, memory: int) -> Iterator[duckdb.DuckDB
         "temp_directory": str(parts.folder / "spill"),
     }
     with duckdb.connect(config=config) as database:
+        database.execute("SET enable_progress_bar = false")  # it writes to stdout
         for name in PART_SCHEMAS:
             files = [_quote(part_file(parts.folder, name, number)) for number in parts.numbers]
             database.execute(f"CREATE VIEW {name} AS FROM read_parquet([{', '.join(files)}])")

@@ -7,7 +7,6 @@ the hash of all that they were made from is the same.
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +30,7 @@ from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
 from ehrmamba_hf.folders import finish_part, finished_part
-from ehrmamba_hf.processes import results
+from ehrmamba_hf.processes import Run, crew
 
 PARTS_FOLDER: Final = "parts"
 _FORMAT: Final = "1"
@@ -77,8 +76,9 @@ def ingest_fhir(
         InputError: two patients' ids have one hash.
     """
     reading.parts.mkdir(exist_ok=True)
-    parts, tally, key = _read_all(files, reading, workers, advance)
-    summary = _assemble(parts, tally, key, folder, workers, memory)
+    with crew(workers) as run:
+        parts, tally, key = _read_all(files, reading, run, advance)
+        summary = _assemble(parts, tally, key, folder, run, workers, memory)
     with (folder / REJECTS_FILE).open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(reject) + "\n" for reject in iter_rejects(parts, tally.spans))
     notes = best_displays(tally)
@@ -88,13 +88,11 @@ def ingest_fhir(
 
 
 def _read_all(
-    files: Sequence[Path], reading: Reading, workers: int, advance: Advance
+    files: Sequence[Path], reading: Reading, run: Run, advance: Advance
 ) -> tuple[Parts, Tally, str]:
     """Every block's parts, what was counted in all, and a key of all that they were made from."""
     total, keys, numbers = Tally(), [], []
-    for number, key, content, size in results(
-        partial(_use_block, reading), blocks_of(files), workers
-    ):
+    for number, key, content, size in run(_use_block, blocks_of(files), reading):
         total.add(Tally.from_dict(content))
         numbers.append(number)
         keys.append(f"{number} {key}")
@@ -102,7 +100,7 @@ def _read_all(
     return Parts(reading.parts, tuple(sorted(numbers))), total, reading.key(str(sorted(keys)))
 
 
-def _use_block(reading: Reading, block: Block) -> tuple[int, str, Any, int]:
+def _use_block(block: Block, reading: Reading) -> tuple[int, str, Any, int]:
     """The parts of a block, unless a run before this one has finished them."""
     names = [span.file.relative_to(reading.source).as_posix() for span in block.spans]
     done = reading.parts / f"block-{block.number:09d}.json"
@@ -122,7 +120,7 @@ def _use_block(reading: Reading, block: Block) -> tuple[int, str, Any, int]:
 
 
 def _assemble(
-    parts: Parts, tally: Tally, key: str, folder: Path, workers: int, memory: int
+    parts: Parts, tally: Tally, key: str, folder: Path, run: Run, workers: int, memory: int
 ) -> Summary:
     """Subjects, encounters and the sorted shards; what was counted over all of them."""
     done = parts.folder / "kept.json"
@@ -131,10 +129,8 @@ def _assemble(
         kept = write_kept(parts, workers, memory)
         finish_part(done, key, kept)
     shards = shards_of(tally.events)
-    workers = min(workers, len(shards))
     summary = Summary(**kept)
-    job = partial(_use_shard, parts, folder, key, memory // workers)
-    for counted in results(job, shards, workers):
+    for counted in run(_use_shard, shards, parts, folder, key, memory // workers):
         summary.add(counted)
     written = {f"shard-{shard.number:05d}.parquet" for shard in shards}
     for file in (folder / DATA_FOLDER).iterdir():
@@ -148,7 +144,7 @@ def _assemble(
     return summary
 
 
-def _use_shard(parts: Parts, folder: Path, key: str, memory: int, shard: Shard) -> Any:
+def _use_shard(shard: Shard, parts: Parts, folder: Path, key: str, memory: int) -> Any:
     done = parts.folder / f"shard-{shard.number:05d}.json"
     content = finished_part(done, key)
     if content is None:

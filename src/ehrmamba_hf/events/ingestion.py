@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import msgspec
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ehrmamba_hf.errors import InputError, OutputError
+from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.fhir_source import PARTS_FOLDER, Reading, ingest_fhir
 from ehrmamba_hf.events.meds import MedsRules, ingest_meds, is_meds
 from ehrmamba_hf.events.page import events_page
@@ -28,7 +27,7 @@ from ehrmamba_hf.events.schema import CONTENTS, PAGE_FILE, REJECTS_FILE, REPORT_
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import find_files, size_of
 from ehrmamba_hf.fhir.times import Clock
-from ehrmamba_hf.folders import resumable
+from ehrmamba_hf.folders import resumable, told_of_storage
 from ehrmamba_hf.processes import memory_bytes, worker_count
 
 _POOL_BYTES: Final = 32 << 20
@@ -80,7 +79,7 @@ def ingest(
     meds = is_meds(source)
     files = [] if meds else find_files(source, skip=out)
     size = sum(map(size_of, files))
-    with _told_of_storage(out), resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
+    with told_of_storage(out), resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         if meds:
             _clear(folder, keep=frozenset())
             counted = ingest_meds(
@@ -148,19 +147,6 @@ def _meds_report(counted: dict[str, Any]) -> Report:
         unresolved_references=counted["unresolved_references"],
         warnings=counted["warnings"],
     )
-
-
-@contextmanager
-def _told_of_storage(out: Path) -> Iterator[None]:
-    """A full disk and a read-only folder as an OutputError."""
-    try:
-        yield
-    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise OutputError(
-            f"{out}: cannot be written: {reason or error}. What is finished is kept: run again "
-            "once there is room"
-        ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ a .json file is one long JSON text: that is read whole, up to LONGEST.
 """
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -92,18 +93,27 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
     if source.is_file():
         files = [source]
     else:
-        files = [
+        files = sorted(
             path
-            for path in sorted(source.rglob("*"))
-            if _plain_name(path).endswith(_SUFFIXES)
-            and not any(part.startswith(".") for part in path.relative_to(source).parts)
-            and not (skip and path.resolve().is_relative_to(skip.resolve()))
-            and (path.is_file() or not path.exists())
-        ]
+            for path in _within(source, skip)
+            if _plain_name(path).endswith(_SUFFIXES) and (path.is_file() or not path.exists())
+        )
     if not files:
         known = ", ".join(_SUFFIXES)
         raise InputError(f"{source}: expected {known} files (also .gz and .zst), found none")
     return files
+
+
+def _within(source: Path, skip: Path | None) -> Iterator[Path]:
+    """All that is in a folder, also in the folders that it links to, but in none of them twice."""
+    met = {os.path.realpath(skip)} if skip else set()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        place = os.path.realpath(folder)
+        # In a fixed order, since of two ways to one folder the first is taken.
+        folders[:] = [] if place in met else sorted(f for f in folders if not f.startswith("."))
+        if place not in met:
+            met.add(place)
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def blocks_of(files: Sequence[Path], block: int = BLOCK) -> Iterator[Block]:
@@ -291,33 +301,28 @@ class _Zstd:
 
 def _unpacked_shares(file: Path, block: int) -> Iterator[_Share]:
     """Whole lines of about `block` bytes each."""
-    held: list[bytes] = []
-    length = start = done = 0
+    text = bytearray()  # no list of chunks, whose memory would not go back to the system
+    start = done = 0
     whole = size_of(file)
     with file.open("rb") as disk:
         chunks = _unpacked(disk, file)
-        while True:
+        chunk: bytes | None = b""
+        while chunk is not None and len(text) <= LONGEST:
             try:
                 chunk = next(chunks, None)
             except (EOFError, zlib.error, OSError):
-                chunk, length = None, LONGEST + 1
-            if length > LONGEST:
-                # Whoever reads the rest of the file meets the break, or the end of the long line.
-                held.clear()
-                yield [Span(file, start)], whole - done
-                return
-            held.append(chunk or b"")
-            length += len(held[-1])
-            cut = length if chunk is None else length - len(held[-1]) + held[-1].rfind(b"\n") + 1
-            if chunk is None or (length >= block and held[-1].count(b"\n")):
-                data = b"".join(held)
+                break
+            text += chunk or b""
+            cut = text.rfind(b"\n", len(text) - len(chunk)) + 1 if chunk else len(text)
+            if chunk is None or (len(text) >= block and cut):
                 at = whole if chunk is None else disk.tell()
-                yield [Span(file, start, start + cut, data[:cut])], at - done
-                done = at
-                held, length = [data[cut:]], length - cut
-                start += cut
-            if chunk is None:
-                return
+                yield [Span(file, start, start + cut, bytes(memoryview(text)[:cut]))], at - done
+                del text[:cut]
+                start, done = start + cut, at
+    if chunk is not None:
+        # Whoever reads the rest of the file meets the break, or the end of the long line.
+        del text
+        yield [Span(file, start)], whole - done
 
 
 def _packing(file: Path) -> str | None:

@@ -7,6 +7,7 @@ over 7 days.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from ehrmamba_hf.tasks.conditions import CodeGroup
 from ehrmamba_hf.tasks.task import Case, Excluded, Task
@@ -77,12 +78,14 @@ def coded_in_stay(group: CodeGroup, *, new_onset: bool = False) -> Callable[[Cas
         new_onset: exclude stays with an earlier mention.
     """
 
+    matches = lru_cache(maxsize=1 << 16)(group.matches)  # the same few codes come again and again
+
     def label(case: Case, index: int) -> bool:
         stay, end = case.stay, _end(case)
         known = {e.encounter_id for e in case.record.encounters}
         found = earlier = False
         for diagnosis in case.record.diagnoses:
-            if not group.matches(diagnosis.codings):
+            if not matches(diagnosis.codings):
                 continue
             if diagnosis.encounter_id in known:
                 inside = diagnosis.encounter_id in stay.encounter_ids

@@ -1,22 +1,26 @@
-"""The events folder, read as one record a patient."""
+"""The events of whole patients, as one record a patient: from a folder, or from tables alone."""
 
-import itertools
 from collections.abc import Collection, Iterator
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ehrmamba_hf.events.table import iter_subject_batches, read_encounters, read_subjects
+from ehrmamba_hf.errors import SchemaError
+from ehrmamba_hf.events.schema import EVENT_SCHEMA
+from ehrmamba_hf.events.table import data_files, read_encounters, read_subjects
 from ehrmamba_hf.timelines.record import NEVER, Diagnosis, Encounter, Record, last_alive
+from ehrmamba_hf.timelines.shards import factorized, iter_shard, plain_list
 
 # Discharge dispositions that mean death: FHIR `exp`, the UB-04 patient status codes, MIMIC `DIED`.
 DEATH_DISPOSITIONS = frozenset({"exp", "20", "40", "41", "42"})
 DEATH_WORDS = ("died", "expired", "deceased", "death", "dead")
 
-_COLUMNS = (
+RECORD_COLUMNS = (
     "time",
     "available_time",
     "code",
@@ -26,8 +30,22 @@ _COLUMNS = (
     "codings",
     "encounter_id",
 )
+"""What of the events a record is made of, beside `subject_id`."""
 
 
+class RecordBatch(NamedTuple):
+    """The records of some patients, and the events that they hold as the columns of one table.
+
+    `events` are those of the wanted kinds; the record at `i` has those from row `first[i]` on, as
+    many as its arrays are long.
+    """
+
+    records: list[Record]
+    events: pa.Table
+    first: list[int]
+
+
+@lru_cache(maxsize=4096)
 def is_death(disposition: str | None) -> bool:
     """Whether a discharge disposition, or any of its terms joined by "; ", says death.
 
@@ -42,7 +60,7 @@ def is_death(disposition: str | None) -> bool:
 def iter_records(
     folder: Path, categories: Collection[str], only: Collection[int] | None = None
 ) -> Iterator[Record]:
-    """Every patient of an events folder, those without any event too.
+    """Every patient of an events folder, those without any event too, a shard at a time.
 
     Args:
         folder: an events folder, as `ingest` writes it.
@@ -50,33 +68,103 @@ def iter_records(
             diagnoses.
         only: read these patients alone.
     """
-    subjects = {row["subject_id"]: row for row in _wall_clock(read_subjects(folder)).to_pylist()}
-    encounters = _encounters(read_encounters(folder))
-    waiting = dict.fromkeys(subjects if only is None else [i for i in subjects if i in only])
-    for batch in iter_subject_batches(folder, columns=_COLUMNS):
-        batch = batch.filter(pc.is_valid(batch["time"]))
-        if only is not None:
-            batch = batch.filter(
-                pc.is_in(batch["subject_id"], value_set=pa.array(list(only), pa.int64()))
-            )
-        diagnoses = _diagnoses(batch.filter(pc.equal(batch["category"], "condition")))
-        wanted = pc.is_in(batch["category"], value_set=pa.array(sorted(categories), pa.string()))
-        for subject_id, events in _slices(batch.filter(wanted)):
-            waiting.pop(subject_id)
-            yield _record(
-                subjects[subject_id],
-                encounters.get(subject_id, []),
-                diagnoses.pop(subject_id, []),
-                events,
-            )
-        for subject_id, known in diagnoses.items():  # patients with diagnoses alone
-            waiting.pop(subject_id)
-            yield _record(subjects[subject_id], encounters.get(subject_id, []), known, None)
-    for subject_id in waiting:
-        yield _record(subjects[subject_id], encounters.get(subject_id, []), [], None)
+    subjects = read_subjects(folder)
+    if only is not None:
+        subjects = rows_of(subjects, pa.array(list(only), pa.int64()))
+    encounters = read_encounters(folder)
+    seen: list[pa.Array] = []
+    for file in data_files(folder):
+        for events in iter_shard(file, RECORD_COLUMNS):
+            if only is not None:
+                events = rows_of(events, subjects["subject_id"])
+            ids = events["subject_id"].unique()
+            seen.append(ids)
+            yield from read_records(
+                events, rows_of(encounters, ids), rows_of(subjects, ids), categories
+            ).records
+    known = pa.chunked_array(seen, pa.int64())
+    others = subjects.filter(pc.invert(pc.is_in(subjects["subject_id"], value_set=known)))
+    rest = rows_of(encounters, others["subject_id"])
+    yield from read_records(EVENT_SCHEMA.empty_table(), rest, others, categories).records
 
 
-def _wall_clock(table: pa.Table) -> pa.Table:
+def rows_of(table: pa.Table, subject_ids: pa.Array) -> pa.Table:
+    """The rows of some patients."""
+    return table.filter(pc.is_in(table["subject_id"], value_set=subject_ids))
+
+
+def read_records(
+    events: pa.Table, encounters: pa.Table, subjects: pa.Table, categories: Collection[str]
+) -> RecordBatch:
+    """The records of some patients, from their rows alone. No file is read.
+
+    Args:
+        events: their events, RECORD_COLUMNS of EVENT_SCHEMA, a run of rows a patient, in order of
+            time; strings may be dictionaries.
+        encounters: their encounters, ENCOUNTER_SCHEMA.
+        subjects: a row each, SUBJECT_SCHEMA; those without events have a record too.
+        categories: the kinds of event that become tokens; conditions are read in any case, as
+            diagnoses.
+
+    Returns:
+        The records, in the order of `subjects`.
+
+    Raises:
+        SchemaError: events of somebody else, or a patient in more than one run of rows.
+    """
+    if events["time"].null_count:
+        events = events.filter(pc.is_valid(events["time"]))
+    visits = _encounters(encounters)
+    diagnoses = _diagnoses(of_categories(events, ("condition",)))
+    events = of_categories(events.drop_columns("codings"), categories)
+    columns = _event_columns(events)
+    places = _Places(columns.pop("encounter_names"))
+    runs = _runs(events["subject_id"].to_numpy())
+    nothing = slice(0, 0)
+    records, first = [], []
+    for row in wall_clock(subjects).to_pylist():
+        subject_id = row["subject_id"]
+        run = runs.pop(subject_id, nothing)
+        own = {name: column[run] for name, column in columns.items()}
+        records.append(
+            _record(row, visits.get(subject_id, []), diagnoses.pop(subject_id, []), own, places)
+        )
+        first.append(run.start)
+    if runs or diagnoses:
+        raise SchemaError(
+            f"events: expected those of the patients given, found {len(runs | diagnoses)} others"
+        )
+    return RecordBatch(records, events, first)
+
+
+def of_categories(events: pa.Table, categories: Collection[str]) -> pa.Table:
+    """The events of some categories."""
+    codes, names = factorized(events["category"])
+    wanted = np.array([name in categories for name in [*names, None]])
+    return events.filter(pa.array(wanted[codes]))
+
+
+class _Places:
+    """Finds the encounter that each event references, by the events' positions in `names`."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.position = {name: i for i, name in enumerate(names)}
+        self.table = np.full(len(names) + 1, -1)  # the last is that of no reference, -1
+
+    def of(self, references: np.ndarray, encounters: list[Encounter]) -> np.ndarray:
+        """The index among `encounters` of each reference; -1 where it is none of them."""
+        filled = []
+        for i, encounter in enumerate(encounters):
+            position = self.position.get(encounter.encounter_id)
+            if position is not None:
+                self.table[position] = i
+                filled.append(position)
+        found = self.table[references]
+        self.table[filled] = -1
+        return found
+
+
+def wall_clock(table: pa.Table) -> pa.Table:
     """Time stamps as int64 microseconds."""
     for i, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type):
@@ -86,61 +174,72 @@ def _wall_clock(table: pa.Table) -> pa.Table:
 
 def _encounters(table: pa.Table) -> dict[int, list[Encounter]]:
     result: dict[int, list[Encounter]] = {}
-    for row in _wall_clock(table).to_pylist():
-        encounter = Encounter(
-            row["encounter_id"],
-            row["start"],
-            row["end"],
-            row["class"] or "",
-            row["part_of"],
-            is_death(row["disposition"]),
-            row["source"] == "mimic",
-        )
-        result.setdefault(row["subject_id"], []).append(encounter)
+    columns = wall_clock(table)
+    names = ("subject_id", "encounter_id", "start", "end", "part_of", "class")
+    lists = [columns[name].to_pylist() for name in names]
+    died = map(is_death, columns["disposition"].to_pylist())
+    mimic = pc.equal(columns["source"], "mimic").to_pylist()
+    for subject_id, name, start, end, part_of, kind, dead, of_mimic in zip(
+        *lists, died, mimic, strict=True
+    ):
+        encounter = Encounter(name, start, end, kind or "", part_of, dead, of_mimic)
+        result.setdefault(subject_id, []).append(encounter)
     return result
 
 
-def _diagnoses(batch: pa.Table) -> dict[int, list[Diagnosis]]:
-    columns = _wall_clock(batch).select(["subject_id", "time", "encounter_id", "codings", "code"])
+def _diagnoses(events: pa.Table) -> dict[int, list[Diagnosis]]:
     result: dict[int, list[Diagnosis]] = {}
-    for row in columns.to_pylist():
-        codings = tuple(row["codings"] or (row["code"],))
-        diagnosis = Diagnosis(row["time"], row["encounter_id"], codings)
-        result.setdefault(row["subject_id"], []).append(diagnosis)
+    codings = events["codings"].combine_chunks()
+    every = plain_list(pa.chunked_array([codings.flatten()]))
+    # Of the lengths, since a null has none and may yet span values.
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(codings), 0).to_numpy(zero_copy_only=False))
+    rows = zip(
+        events["subject_id"].to_pylist(),
+        events["time"].cast(pa.int64()).to_pylist(),
+        plain_list(events["encounter_id"]),
+        plain_list(events["code"]),
+        pairwise([0, *ends.tolist()]),
+        strict=True,
+    )
+    for subject_id, time, encounter_id, code, (low, high) in rows:
+        diagnosis = Diagnosis(time, encounter_id, tuple(every[low:high]) or (code,))
+        result.setdefault(subject_id, []).append(diagnosis)
     return result
 
 
-def _slices(batch: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of each subject as plain columns."""
-    batch = _wall_clock(batch.drop_columns(["codings"])).combine_chunks()
-    columns: dict[str, Any] = {
-        "time": batch["time"].to_numpy(),
-        "available": pc.fill_null(batch["available_time"], NEVER).to_numpy(),
-        "value": pc.fill_null(batch["numeric_value"].cast(pa.float64()), np.nan).to_numpy(),
-        "code": batch["code"].to_pylist(),
-        "unit": batch["unit"].to_pylist(),
-        "category": batch["category"].to_pylist(),
-        "encounter_id": batch["encounter_id"].to_pylist(),
+def _event_columns(events: pa.Table) -> dict[str, Any]:
+    references, names = factorized(events["encounter_id"])
+    return {
+        "time": events["time"].cast(pa.int64()).to_numpy(),
+        "available": events["available_time"].cast(pa.int64()).fill_null(NEVER).to_numpy(),
+        "value": events["numeric_value"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
+        "code": plain_list(events["code"]),
+        "unit": plain_list(events["unit"]),
+        "category": plain_list(events["category"]),
+        "encounter": references,
+        "encounter_names": names,
     }
-    ids = batch["subject_id"].to_numpy()
+
+
+def _runs(ids: np.ndarray) -> dict[int, slice]:
+    """The rows of each patient. Raises SchemaError where they are not together."""
     if not len(ids):
-        return
+        return {}
     cuts = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist(), len(ids)]
-    for low, high in itertools.pairwise(cuts):
-        yield int(ids[low]), {name: column[low:high] for name, column in columns.items()}
+    runs = {int(ids[low]): slice(low, high) for low, high in pairwise(cuts)}
+    if len(runs) < len(cuts) - 1:
+        raise SchemaError("events: expected one run of rows a patient, found several of one")
+    return runs
 
 
 def _record(
     subject: dict[str, Any],
     encounters: list[Encounter],
     diagnoses: list[Diagnosis],
-    events: dict[str, Any] | None,
+    events: dict[str, Any],
+    places: _Places,
 ) -> Record:
     """Put a record together, and cut out and count whatever lies after death."""
-    if events is None:
-        empty = np.empty(0, dtype=np.int64)
-        events = {"time": empty, "available": empty, "value": np.empty(0), "encounter_id": []}
-        events |= {"code": [], "unit": [], "category": []}
     death = subject["death"]
     # Many sites tell of a death in hospital by the disposition alone.
     deceased = subject["deceased"] or death is not None or any(e.died for e in encounters)
@@ -153,12 +252,12 @@ def _record(
         keep = int(np.searchsorted(events["time"], last, side="right"))
         counts["events_after_death"] = len(events["time"]) - keep
         events = {name: column[:keep] for name, column in events.items()}
-    index = {e.encounter_id: i for i, e in enumerate(encounters)}
     if last is not None:  # a stay that ended in death is coded after it
-        known = [d for d in diagnoses if d.time <= last or d.encounter_id in index]
+        ids = {e.encounter_id for e in encounters}
+        known = [d for d in diagnoses if d.time <= last or d.encounter_id in ids]
         counts["diagnoses_after_death"] = len(diagnoses) - len(known)
         diagnoses = known
-    references = events.pop("encounter_id")
+    events["encounter"] = places.of(events["encounter"], encounters)
     return Record(
         subject_id=subject["subject_id"],
         birth=subject["birth"],
@@ -167,7 +266,6 @@ def _record(
         deceased=deceased,
         encounters=encounters,
         diagnoses=diagnoses,
-        encounter=np.array([index.get(i, -1) for i in references], dtype=np.int64),
         counts=counts,
         **events,
     )

@@ -5,6 +5,7 @@ what came after it: an encounter that began later does not exist, and the end of
 later is not known.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ def _families(
             visible[encounter.encounter_id] = encounter
     parts: dict[str, list[Encounter]] = {}
     for encounter in visible.values():
-        root = _outermost(encounter, visible)
+        root = _outermost(encounter, visible) if encounter.part_of in visible else encounter
         within = parts.setdefault(root.encounter_id, [])
         if encounter is not root:
             within.append(encounter)
@@ -143,20 +144,20 @@ def _look(
     An end that has yet to come and an end that never will be written look the same at the moment,
     and are taken the same, or else a view would tell of its future.
     """
-    family = [root, *parts]
+    family = (root, *parts)
     end = root.end if root.end is not None and root.end <= at else None
     guess = end is None and (superseded or at - root.start > rules.longest_stay_days * DAY)
     if guess:
         end = max(root.start, *(last_reference.get(e.encounter_id, root.start) for e in family))
     reach = at if end is None else end
     a_day = reach - root.start >= rules.day_long_hours * HOUR
-    stay = any(e.kind in rules.stay_classes for e in family) or (
+    stay = not rules.stay_classes.isdisjoint([e.kind for e in family]) or (
         a_day and (root.mimic or root.kind in rules.day_long_stay_classes)
     )
     if a_day and not stay:
         end = reach = root.start
     ids = {e.encounter_id for e in family}
-    died = end is not None and any(e.died for e in family)
+    died = end is not None and True in [e.died for e in family]
     return _Seen(Visit(root.start, end, stay, ids, died, guess), reach)
 
 
@@ -183,8 +184,9 @@ def _join(into: Visit, visit: Visit) -> None:
 def _merge_others(seen: Sequence[_Seen], stays: Sequence[Visit], rules: VisitRules) -> list[Visit]:
     others: list[Visit] = []
     reach = 0
+    ends = [NEVER if v.end is None else v.end for v in stays]  # ascending, as stays never overlap
     for s in seen:
-        stay = next((v for v in stays if _overlap(v, s)), None)
+        stay = _overlapped(s, stays, ends)
         if stay is not None:
             stay.encounter_ids |= s.visit.encounter_ids
         elif others and (s.visit.start < reach or s.visit.start == others[-1].start):
@@ -194,6 +196,16 @@ def _merge_others(seen: Sequence[_Seen], stays: Sequence[Visit], rules: VisitRul
             others.append(s.visit)
             reach = s.reach
     return others
+
+
+def _overlapped(s: _Seen, stays: Sequence[Visit], ends: Sequence[int]) -> Visit | None:
+    """The first stay that an encounter shares time with."""
+    for position in range(bisect_left(ends, s.visit.start), len(stays)):
+        if stays[position].start > s.reach:
+            return None
+        if _overlap(stays[position], s):
+            return stays[position]
+    return None
 
 
 def _overlap(stay: Visit, s: _Seen) -> bool:

@@ -1,15 +1,29 @@
-"""Fit bins and vocabulary on the patients of the pretraining split, and on nobody else."""
+"""Fit bins and vocabulary on the patients of the pretraining split, and on nobody else.
+
+What is fitted depends on counts alone, which parts of the events are counted for one by one: see
+`counting`.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.schema import DATA_FOLDER, METADATA_FOLDER
+from ehrmamba_hf.events.schema import METADATA_FOLDER
+from ehrmamba_hf.events.table import data_files
+from ehrmamba_hf.timelines.shards import iter_shard
+from ehrmamba_hf.tokenization.counting import (
+    FITTED_COLUMNS,
+    Bins,
+    count_tokens,
+    count_values,
+    merge_counts,
+)
 from ehrmamba_hf.tokenization.grammar_ehrmamba import (
     SPECIAL_TOKENS,
     TOKEN_TYPES,
@@ -18,36 +32,32 @@ from ehrmamba_hf.tokenization.grammar_ehrmamba import (
 )
 from ehrmamba_hf.tokenization.tokenization_ehrmamba import EHRMambaTokenizer
 
-QUANTILES = (0.2, 0.4, 0.6, 0.8)
+QUANTILES = 5
 MIN_VALUES = 20
-BINNED_CATEGORIES = ("lab", "vital_sign", "output", "observation")
-
-_EVENTS = """
-create temp view fitted as
-select subject_id, code, coalesce(unit, '') as unit, category, numeric_value
-from read_parquet($files) join patients using (subject_id)
-where category in (select unnest($categories)) and time is not null
-  and (last_time is null or time <= last_time)
-"""
+# The edge of the k-th fifth is the value at the rank of k fifths of them, rounded up.
 _BINS = """
-select code, unit, list_sort(list_distinct(list_filter(quantile_disc(numeric_value, {quantiles}),
-       lambda e: e < highest))) as edges
-from (select *, max(numeric_value) over (partition by code, unit) as highest from fitted
-      where isfinite(numeric_value) and category in (select unnest($binned)))
-group by code, unit, highest
-having count(*) >= {min_values} and count(distinct subject_id) >= {min_patients}
-order by code, unit
+with merged as (
+  select code, detail as unit, value, sum(count) as n
+  from counts where measure = 'value' group by all
+), ranked as (
+  select *, sum(n) over (partition by code, unit order by value) as rank,
+         sum(n) over (partition by code, unit) as total,
+         max(value) over (partition by code, unit) as highest
+  from merged
+), supported as (
+  select code, detail as unit from counts where measure = 'patients'
+  group by all having sum(count) >= {min_patients}
+)
+select code, unit, coalesce(list(value order by value) filter (
+    value < highest and ({is_edge})), []) as edges
+from ranked semi join supported using (code, unit)
+where total >= {min_values}
+group by code, unit order by code, unit
 """
-_TOKENS = """
-with tokens as (
-  select code, subject_id, category, unnest(list_distinct([code, case
-    when edges is null or numeric_value is null or isnan(numeric_value) then code
-    else code || '//Q' || (1 + len(list_filter(edges, lambda e: e < numeric_value))) end])) as token
-  from fitted left join bins using (code, unit))
-select token, any_value(code) as code, count(distinct subject_id) as patients
-from tokens group by token having patients >= {min_patients} order by token
-"""
-_CATEGORIES = "select code, category, count(*) from fitted group by all order by all"
+_IS_EDGE = " or ".join(
+    f"(total * {k} + {QUANTILES - 1}) // {QUANTILES} between rank - n + 1 and rank"
+    for k in range(1, QUANTILES)
+)
 
 
 def fit_tokenizer(
@@ -78,39 +88,114 @@ def fit_tokenizer(
     Raises:
         InputError: no token has enough patients.
     """
-    with duckdb.connect() as db:
-        db.register("patients", patients)
-        files = str(events / DATA_FOLDER / "**" / "*.parquet")
-        view = _EVENTS.replace("$files", _text(files)).replace("$categories", _texts(categories))
-        db.execute(view)
+    values, tokens = [], []
+    for batch in _batches(events):
+        values.append(count_values(batch, patients, categories))
+    counts = merge_counts(values)
+    bins = fit_bins(counts, min_patients=min_patients)
+    for batch in _batches(events):
+        tokens.append(count_tokens(batch, patients, categories, bins))
+    return build_tokenizer(
+        merge_counts([counts, *tokens]),
+        bins,
+        names_of(events),
+        categories=categories,
+        task_tokens=task_tokens,
+        min_patients=min_patients,
+        context_length=context_length,
+    )
+
+
+def _batches(events: Path) -> Iterable[pa.Table]:
+    for file in data_files(events):
+        yield from iter_shard(file, FITTED_COLUMNS)
+
+
+def fit_bins(
+    counts: pa.Table | Sequence[Path],
+    *,
+    min_patients: int,
+    memory: str | None = None,
+    spill: Path | None = None,
+) -> Bins:
+    """Edges of the quintiles of each (code, unit), by code and unit.
+
+    Args:
+        counts: what `count_values` gave, or Parquet files of it, in any number of parts: they are
+            added up out of core.
+        min_patients: patients that have to stand behind the bins of a (code, unit).
+        memory: DuckDB's limit, such as "4GB".
+        spill: a folder for what does not fit in it.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {"threads": 1}
+    config |= {"memory_limit": memory} if memory else {}
+    config |= {"temp_directory": str(spill)} if spill else {}
+    with duckdb.connect(config=config) as db:
+        db.execute("set enable_progress_bar = false")
+        if isinstance(counts, pa.Table):
+            db.register("counts", counts)
+        else:
+            db.read_parquet([str(file) for file in counts]).create_view("counts")
         statement = _BINS.format(
-            quantiles=list(QUANTILES), min_values=MIN_VALUES, min_patients=int(min_patients)
+            min_patients=int(min_patients), min_values=MIN_VALUES, is_edge=_IS_EDGE
         )
-        db.execute(
-            f"create temp table bins as {statement.replace('$binned', _texts(BINNED_CATEGORIES))}"
-        )
-        bins: dict[str, dict[str, list[float]]] = {}
-        for code, unit, edges in db.execute("select * from bins").fetchall():
+        bins: Bins = {}
+        for code, unit, edges in db.execute(statement).fetchall():
             bins.setdefault(code, {})[unit] = edges
-        rows = db.execute(_TOKENS.format(min_patients=int(min_patients))).fetchall()
-        kinds = _majority_types(db.execute(_CATEGORIES).fetchall())
-    tokens = {token: code for token, code, _ in rows if token not in SPECIAL_TOKENS}
+    return bins
+
+
+def build_tokenizer(
+    counts: pa.Table,
+    bins: Bins,
+    names: Mapping[str, str],
+    *,
+    categories: Sequence[str],
+    task_tokens: dict[str, str],
+    min_patients: int,
+    context_length: int,
+) -> EHRMambaTokenizer:
+    """The tokenizer of what was counted; see `fit_tokenizer`.
+
+    Args:
+        counts: the measures `token` and `events`, added up.
+        bins: see `fit_bins`.
+        names: display names of codes, of which those in the vocabulary are kept.
+        categories, task_tokens, min_patients, context_length: as in `fit_tokenizer`.
+
+    Raises:
+        InputError: no token has enough patients.
+    """
+    patients: Counter[str] = Counter()
+    code_of: dict[str, str] = {}
+    for code, token, n in _rows(counts, "token"):
+        patients[token] += n
+        code_of[token] = min(code, code_of.get(token, code))
+    tokens = [t for t in sorted(code_of) if patients[t] >= min_patients and t not in SPECIAL_TOKENS]
     if not tokens:
         raise InputError(
-            f"{events}: expected codes that at least {min_patients} patients of the pretraining "
-            f"split have, found none among {patients.num_rows} patients and events of "
-            f"{', '.join(categories)}: give more patients, other categories or a lower min_patients"
+            f"events: expected codes that at least {min_patients} patients of the pretraining "
+            f"split have, found none among events of {', '.join(categories)}: give more patients, "
+            "other categories or a lower min_patients"
         )
-    kept = set(tokens.values())
+    kept = {code_of[token] for token in tokens}
+    kinds = _majority_types(_rows(counts, "events"))
     return EHRMambaTokenizer(
         vocab={token: len(SPECIAL_TOKENS) + i for i, token in enumerate(tokens)},
-        types={t: TOKEN_TYPES[kinds[c]] for t, c in tokens.items()},
+        types={token: TOKEN_TYPES[kinds[code_of[token]]] for token in tokens},
         bins={code: units for code, units in bins.items() if code in kept},
-        names=_names(events, kept),
+        names={code: name for code, name in names.items() if code in kept},
         task_tokens=task_tokens,
         categories=categories,
         model_max_length=context_length,
     )
+
+
+def _rows(counts: pa.Table, measure: str) -> list[tuple[str, str, int]]:
+    """Code, detail and count of one measure."""
+    rows = counts.filter(pc.equal(counts["measure"], measure))
+    columns = (rows[name].to_pylist() for name in ("code", "detail", "count"))
+    return list(zip(*columns, strict=True))
 
 
 def _majority_types(rows: Sequence[tuple[str, str, int]]) -> dict[str, int]:
@@ -125,20 +210,11 @@ def _majority_types(rows: Sequence[tuple[str, str, int]]) -> dict[str, int]:
     return {code: min(types, key=lambda t: (-types[t], t)) for code, types in counts.items()}
 
 
-def _names(events: Path, codes: Collection[str]) -> dict[str, str]:
+def names_of(events: Path) -> dict[str, str]:
     """Display names of codes, from the metadata beside the events."""
     file = events / METADATA_FOLDER / "codes.parquet"
     if not file.is_file():
         return {}
     table = pq.read_table(file, columns=["code", "description"])
     rows = zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True)
-    return {code: name for code, name in rows if name and code in codes}
-
-
-def _text(value: str) -> str:
-    """An SQL string literal: views take no parameters."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _texts(values: Sequence[str]) -> str:
-    return "[" + ", ".join(map(_text, values)) + "]"
+    return {code: name for code, name in rows if name}

@@ -1,0 +1,73 @@
+"""Lines to cells on the workers: a task a block, nothing read twice."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.events.fhir_source import Reading
+from ehrmamba_hf.events.parts import BlockConverter, Tables
+from ehrmamba_hf.fhir.reading import Block, Span, _packing, blocks_of, size_of
+from ehrmamba_hf.spark.cells import CELL_SCHEMA, Batches, batches_of, pack, rows_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+TALLY: Final = "tally"
+"""The name of the cell that holds what a block counted, as JSON; the others are tables'."""
+
+
+def read_blocks(
+    session: "SparkSession", files: Sequence[Path], reading: Reading, size: int
+) -> "DataFrame":
+    """The tables of every block, as cells (block, name, cell).
+
+    Large plain files are read in ranges of `size` bytes side by side; a large packed one, which
+    can only be read from its beginning, is one task. Every worker opens the files itself.
+    """
+    blocks = session.sparkContext.broadcast(_blocks(files, size))
+    amount = len(blocks.value)
+    session.conf.set("spark.sql.shuffle.partitions", str(amount))
+
+    def convert(batches: Batches) -> Batches:
+        for row in rows_of(batches):
+            block = blocks.value[row["id"]]
+            cells = _cells(block, reading)
+            yield from batches_of("block", ((block.number, name, cell) for name, cell in cells))
+
+    jobs = session.range(0, amount, 1, amount)
+    return jobs.mapInArrow(convert, CELL_SCHEMA.format(key="block"))
+
+
+def _blocks(files: Sequence[Path], size: int) -> list[Block]:
+    large = [file for file in files if size_of(file) >= size >> 4 and _packing(file)]
+    others = [file for file in files if file not in set(large)]
+    blocks = [*blocks_of(others, size), *(Block(0, (Span(file),), 0) for file in large)]
+    return [block._replace(number=number) for number, block in enumerate(blocks)]
+
+
+def _cells(block: Block, reading: Reading) -> list[tuple[str, bytes]]:
+    cells: list[tuple[str, bytes]] = []
+
+    def take(tables: Tables) -> None:
+        cells.extend((name, pack(table)) for name, table in tables.items() if len(table))
+
+    converter = BlockConverter(block.number, reading.timezone, reading.book, take)
+    for span in block.spans:
+        file, source = span.file, reading.source
+        _expect_shared(source)
+        name = file.relative_to(source).as_posix() if file != source else file.name
+        converter.read(name, span)
+    take(converter.tables())
+    cells.append((TALLY, msgspec.json.encode(converter.tally().to_dict())))
+    return cells
+
+
+def _expect_shared(source: Path) -> None:
+    if not source.exists():
+        raise InputError(
+            f"{source}: expected a place that every worker can read (of a file system that all "
+            "share), found none on one of them"
+        )
