@@ -67,7 +67,7 @@ def run_demo(
     if not len(load_examples(data, "finetune")):
         console.print(
             "No stay of these patients gives an example to finetune on; the reasons are in "
-            f"{data / 'prepare.json'}. The pretrained model forecasts:"
+            f"{data / 'report.html'}. The pretrained model forecasts:"
         )
         _show(console, _forecast(model, events, config), model)
         return
