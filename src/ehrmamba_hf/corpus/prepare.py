@@ -93,42 +93,77 @@ def prepare(
         SchemaError: `events` is not an events folder.
     """
     events, out = Path(events), Path(out)
-    settings = settings or PrepareSettings()
-    tasks = tuple(settings.tasks())
-    subjects, encounters = read_subjects(events), read_encounters(events)
-    if not subjects.num_rows:
-        raise InputError(f"{events}: expected patients, found none")
     shards = data_files(events)
     count = _processes(shards, workers)
     limit = memory_bytes(memory)
-    rows = min(max(limit // count // BYTES_A_ROW, ROWS_A_BATCH // 16), ROWS_A_BATCH)
     with (
         told_of_storage(out),
         resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder,
         crew(count) as run,
     ):
-        parts = _cleared(folder)
-        key = _key(events, settings, tasks, tokenizer)
-        place = Place(events, parts, settings, tokenizer is None, rows, key)
-        bar = tqdm(desc="prepare", unit=" parts", leave=False, disable=not progress)
-        shares = list(_watched(run(survey, shards, place), bar))
-        end = _follow_up_end(encounters, subjects, shares, settings.follow_up_end)
-        del encounters
-        if tokenizer is None:
-            tokenizer = _fit(run, shares, place, tasks, limit, bar)
-        plan = Plan(TokenTable.of(tokenizer), tasks, settings, end)
-        plan_key = key_of(_content(tokenizer), end)
-        shares += _without_events(shares, subjects, events)
-        written = list(_watched(run(write_part, shares, place, plan, plan_key), bar))
-        bar.close()
-        fingerprint = key_of(key, plan_key, sorted(share.key for share in shares))
-        _put_together(folder, written, fingerprint, limit)
-        tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
-        report = _about(plan) | {"fingerprint": fingerprint}
-        report |= summary(Tally.sum_of(part.tally for part in written), [t.name for t in tasks])
-        write_report(folder, report, events)
-        shutil.rmtree(parts)
+        write_corpus(
+            folder,
+            events,
+            shards,
+            run,
+            settings or PrepareSettings(),
+            tokenizer,
+            memory=limit,
+            memory_of_worker=limit // count,
+            progress=progress,
+        )
     return out
+
+
+def write_corpus(
+    folder: Path,
+    events: Path,
+    shards: Sequence[Path],
+    run: Run,
+    settings: PrepareSettings,
+    tokenizer: EHRMambaTokenizer | None,
+    *,
+    memory: int,
+    memory_of_worker: int,
+    progress: bool,
+) -> None:
+    """Write a data folder by whatever runs the functions on its parts.
+
+    Args:
+        folder: to write into; its parts folder holds what a killed run finished.
+        events: an events folder.
+        shards: its data files, as the functions on parts are given them.
+        run: see `ehrmamba_hf.processes.crew`.
+        settings, tokenizer, progress: as of `prepare`.
+        memory: bytes that this process may use.
+        memory_of_worker: bytes that each of the others may use.
+    """
+    tasks = tuple(settings.tasks())
+    subjects, encounters = read_subjects(events), read_encounters(events)
+    if not subjects.num_rows:
+        raise InputError(f"{events}: expected patients, found none")
+    rows = min(max(memory_of_worker // BYTES_A_ROW, ROWS_A_BATCH // 16), ROWS_A_BATCH)
+    parts = _cleared(folder)
+    key = _key(events, settings, tasks, tokenizer)
+    place = Place(events, parts, settings, tokenizer is None, rows, key)
+    bar = tqdm(desc="prepare", unit=" parts", leave=False, disable=not progress)
+    shares = list(_watched(run(survey, shards, place), bar))
+    end = _follow_up_end(encounters, subjects, shares, settings.follow_up_end)
+    del encounters
+    if tokenizer is None:
+        tokenizer = _fit(run, shares, place, tasks, memory, bar)
+    plan = Plan(TokenTable.of(tokenizer), tasks, settings, end)
+    plan_key = key_of(_content(tokenizer), end)
+    shares += _without_events(shares, subjects, events)
+    written = list(_watched(run(write_part, shares, place, plan, plan_key), bar))
+    bar.close()
+    fingerprint = key_of(key, plan_key, sorted(share.key for share in shares))
+    _put_together(folder, written, fingerprint, memory)
+    tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+    report = _about(plan) | {"fingerprint": fingerprint}
+    report |= summary(Tally.sum_of(part.tally for part in written), [t.name for t in tasks])
+    write_report(folder, report, events)
+    shutil.rmtree(parts)
 
 
 def write_report(folder: Path, report: dict[str, Any], events: Path) -> None:
