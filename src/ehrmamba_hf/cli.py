@@ -25,6 +25,9 @@ app = typer.Typer(
 TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 Out = Annotated[Path, typer.Option(help="Folder to write; appears when whole.")]
+OutOnSpark = Annotated[  # a text, since a URL is no path
+    str, typer.Option(help="Folder to write; appears when whole. On Spark, also a URL.")
+]
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="YAML file, or `paper` or `tiny`.")
 ]
@@ -121,7 +124,7 @@ def ingest(
         Path,
         typer.Argument(help="Folder of FHIR NDJSON or Bundles, one such file, or a MEDS dataset."),
     ],
-    out: Out,
+    out: OutOnSpark,
     timezone: Timezone = None,
     systems: Annotated[
         Path | None, typer.Option(help="YAML of further code systems and their short names.")
@@ -173,14 +176,16 @@ def ingest(
         report = spark.ingest(source, out, master=url, **options)
     else:
         rules = read_rules(given.meds_rules) if given.meds_rules else None
-        report = events.ingest(source, out, rules=rules, workers=given.workers, **options)
+        report = events.ingest(source, Path(out), rules=rules, workers=given.workers, **options)
     typer.echo(report.summary())
     typer.echo(f"events in {out}: everything that was counted in report.html")
 
 
 @app.command()
 def prepare(
-    events: Annotated[Path, typer.Argument(help="Events folder, of `ingest`.")],
+    events: Annotated[
+        str, typer.Argument(help="Events folder, of `ingest`.", metavar="PATH", show_default=False)
+    ],
     out: Out,
     tokenizer: Annotated[
         Path | None,
@@ -216,7 +221,7 @@ def prepare(
 
         spark.prepare(events, out, settings, master=url, **options)
     else:
-        corpus.prepare(events, out, settings, workers=workers, **options)
+        corpus.prepare(Path(events), out, settings, workers=workers, **options)
     typer.echo(f"data in {out}: counts, exclusions and rates in report.html")
 
 

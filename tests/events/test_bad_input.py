@@ -170,7 +170,7 @@ def test_a_killed_run_keeps_the_old_folder_and_the_next_one_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.events.ingestion._write_report", fail)
+        patch.setattr("ehrmamba_hf.events.ingestion.write_report", fail)
         with pytest.raises(KeyboardInterrupt):
             ingest(source, out, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".events.partial", "events", "fhir"]
@@ -198,7 +198,7 @@ def test_two_runs_on_one_folder(hospital, write, tmp_path, monkeypatch):
             ingest(source, out, progress=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.events.ingestion._expect_something", second)
+        patch.setattr("ehrmamba_hf.events.ingestion.expect_something", second)
         ingest(source, out, progress=False)
     assert (out / "report.json").is_file()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ehrmamba_hf import spark
-from ehrmamba_hf.errors import EHRMambaError, InputError
+from ehrmamba_hf.errors import EHRMambaError, InputError, SchemaError
 from ehrmamba_hf.spark.blocks import _expect_shared
 from ehrmamba_hf.spark.files import full_path
 from ehrmamba_hf.spark.session import _told, spark_session
@@ -110,3 +110,11 @@ def test_nothing_is_left_of_a_run_that_failed(fhir: Path, tmp_path: Path, master
         spark.ingest(fhir, out, master=master, progress=False)
     assert {path.name for path in tmp_path.iterdir()} == {"fhir", "events"}
     assert [path.name for path in out.iterdir()] == ["thesis.doc"]
+
+
+@pytest.mark.slow
+def test_no_events_folder(tmp_path: Path, master: str):
+    (tmp_path / "events").mkdir()
+    with pytest.raises(SchemaError, match=r"expected an events folder, found no subjects\.parquet"):
+        spark.prepare(tmp_path / "events", tmp_path / "data", master=master, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["events"]

@@ -72,7 +72,7 @@ CREATE TABLE kept_encounters AS SELECT e.* FROM encounters AS e ANTI JOIN losers
     SEMI JOIN kept_subjects USING (subject_id);
 CREATE TABLE kept_medications AS SELECT * FROM medications ANTI JOIN losers USING (row);
 """
-_KEPT_TABLES: Final = ("kept_subjects", "kept_encounters", "kept_medications", "losers")
+_KEPT_TABLES: Final = ("kept_subjects", "kept_encounters", "kept_medications")
 
 _MINE: Final = """
 CREATE VIEW {name}_mine AS
@@ -177,28 +177,36 @@ def shards_of(events: int) -> list[Shard]:
     return [Shard(n, n * width, (n + 1) * width - 1) for n in range(1 << bits)]
 
 
-def write_kept(parts: Parts, threads: int, memory: int) -> dict[str, Any]:
-    """Decide for all patients which records are used; raise InputError where two ids collide.
+def find_losers(parts: Parts, threads: int, memory: int) -> None:
+    """Write losers.parquet: the records that are not used because of another version, and why.
 
-    Writes the small tables that `write_shard` needs beside the parts. `memory` in bytes.
+    `memory` in bytes.
     """
     with _database(parts, threads, memory) as database:
         database.execute(_RIVALS)
         tables = [name for name in PART_SCHEMAS if name != "rejects"]
         given = " UNION ALL ".join(_GIVEN.format(table=table) for table in tables)
         database.execute(_LOSERS.format(given=given))
+        _save(database, parts, "losers")
+
+
+def keep(parts: Parts, threads: int, memory: int) -> dict[str, Any]:
+    """Write the patients, encounters and medications that are used; return how many.
+
+    Raises InputError where two patients' ids have one hash. `memory` in bytes.
+    """
+    with _database(parts, threads, memory) as database:
+        losers = _quote(parts.folder / "losers.parquet")
+        database.execute(f"CREATE VIEW losers AS FROM read_parquet({losers})")
         database.execute(_KEPT)
-        count = (
-            "FROM (SELECT subject_id FROM kept_subjects GROUP BY subject_id HAVING count(*) > 1)"
-        )
-        collisions = _count(database, count)
+        ids = "SELECT subject_id FROM kept_subjects GROUP BY subject_id HAVING count(*) > 1"
+        collisions = _count(database, f"FROM ({ids})")
         if collisions:
             raise InputError(
                 f"Patient ids: expected different hashes, found {collisions} collisions"
             )
         for table in _KEPT_TABLES:
-            file = parts.folder / f"{table}.parquet"
-            database.execute(f"COPY {table} TO {_quote(file)} (FORMAT parquet)")
+            _save(database, parts, table)
         orphans = _count(
             database,
             "FROM kept_encounters AS e ANTI JOIN kept_encounters AS p "
@@ -211,17 +219,22 @@ def write_kept(parts: Parts, threads: int, memory: int) -> dict[str, Any]:
         }
 
 
+def _save(database: duckdb.DuckDBPyConnection, parts: Parts, table: str) -> None:
+    file = parts.folder / f"{table}.parquet"
+    database.execute(f"COPY {table} TO {_quote(file)} (FORMAT parquet)")
+
+
 def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str, Any]:
     """Write one shard, and its patients and encounters; return what was counted.
 
     Args:
-        parts: of all blocks, after `write_kept`.
+        parts: of all blocks, after `keep`.
         shard: which patients.
         out: the folder to be; the shard goes to its data folder.
         memory: bytes for DuckDB, which spills to disk beyond.
     """
     with _database(parts, 1, memory) as database:
-        for table in _KEPT_TABLES:
+        for table in (*_KEPT_TABLES, "losers"):
             file = parts.folder / f"{table}.parquet"
             database.execute(f"CREATE VIEW {table} AS FROM read_parquet({_quote(file)})")
         place = {"low": shard.low, "high": shard.high, "separator": ord(SEPARATOR)}

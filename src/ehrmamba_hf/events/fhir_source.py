@@ -17,9 +17,10 @@ import xxhash
 from ehrmamba_hf.events.assemble import (
     Parts,
     Shard,
+    find_losers,
     iter_rejects,
+    keep,
     shards_of,
-    write_kept,
     write_shard,
     write_tables,
 )
@@ -126,7 +127,8 @@ def _assemble(
     done = parts.folder / "kept.json"
     kept = finished_part(done, key)
     if kept is None:
-        kept = write_kept(parts, workers, memory)
+        find_losers(parts, workers, memory)
+        kept = keep(parts, workers, memory)
         finish_part(done, key, kept)
     shards = shards_of(tally.events)
     summary = Summary(**kept)

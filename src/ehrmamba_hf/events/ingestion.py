@@ -98,13 +98,13 @@ def ingest(
                 report = ingest_fhir(
                     files, reading, folder, workers=workers, memory=share, advance=advance
                 )
-            _expect_something(report, folder / REJECTS_FILE, source)
-        _write_report(report, folder)
+            expect_something(report, folder / REJECTS_FILE, source)
+        write_report(report, folder)
         _clear(folder, keep=CONTENTS)
     return report
 
 
-def _write_report(report: Report, folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)
     (folder / REPORT_FILE).write_bytes(text + b"\n")
     with (folder / REJECTS_FILE).open(encoding="utf-8") as lines:
@@ -161,7 +161,7 @@ def _progress_bar(size: int, *, shown: bool) -> Iterator[Advance]:
         yield lambda read: bar.advance(task, read)
 
 
-def _expect_something(report: Report, rejects: Path, source: Path) -> None:
+def expect_something(report: Report, rejects: Path, source: Path) -> None:
     if report.subjects:
         return
     found = f"{report.total.read} records, {report.total.rejected} of them rejected"

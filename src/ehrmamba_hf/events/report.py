@@ -116,7 +116,7 @@ def outcomes_of(
         by_type[kind].rejected = count
     for kind, count in tally.other_types.items():
         by_type[kind].not_used = {"type not used": count}
-    for kind, reason, count in sorted(decoded, key=str):
+    for kind, reason, count in sorted(decoded, key=lambda row: str(tuple(row))):
         if reason is None:
             by_type[kind].used += count
         else:

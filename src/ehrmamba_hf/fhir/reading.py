@@ -138,7 +138,7 @@ def _shares(files: Sequence[Path], block: int) -> Iterator[_Share]:
     small: list[Span] = []
     weight = size = 0
     for file in files:
-        own_size, packed = size_of(file), _packing(file) is not None
+        own_size, packed = size_of(file), packing_of(file) is not None
         own = own_size * (_RATIO if packed else 1)
         if own >= block and not _is_document(file):
             yield from _unpacked_shares(file, block) if packed else _ranges(file, own_size, block)
@@ -271,7 +271,7 @@ def _between(disk: BufferedReader, start: int, stop: int) -> Iterator[bytes]:
 
 def _unpacked(disk: BufferedReader, file: Path, skip: int = 0) -> Iterator[bytes]:
     """The text of a file from byte `skip` on; what comes before a break is given first."""
-    packing = _packing(file)
+    packing = packing_of(file)
     stream: Any = disk
     if packing == "gzip":
         stream = gzip.GzipFile(fileobj=disk)
@@ -325,7 +325,7 @@ def _unpacked_shares(file: Path, block: int) -> Iterator[_Share]:
         yield [Span(file, start)], whole - done
 
 
-def _packing(file: Path) -> str | None:
+def packing_of(file: Path) -> str | None:
     """How a file is packed, by its first bytes: names lie."""
     try:
         with file.open("rb") as disk:

@@ -9,7 +9,7 @@ import msgspec
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.fhir_source import Reading
 from ehrmamba_hf.events.parts import BlockConverter, Tables
-from ehrmamba_hf.fhir.reading import Block, Span, _packing, blocks_of, size_of
+from ehrmamba_hf.fhir.reading import Block, Span, blocks_of, packing_of, size_of
 from ehrmamba_hf.spark.cells import CELL_SCHEMA, Batches, batches_of, pack, rows_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def read_blocks(
     """
     blocks = session.sparkContext.broadcast(_blocks(files, size))
     amount = len(blocks.value)
-    session.conf.set("spark.sql.shuffle.partitions", str(amount))
+    # What is shuffled grows with the blocks: so do the tasks that share it.
+    partitions = max(amount, 2 * session.sparkContext.defaultParallelism)
+    session.conf.set("spark.sql.shuffle.partitions", str(partitions))
 
     def convert(batches: Batches) -> Batches:
         for row in rows_of(batches):
@@ -42,7 +44,7 @@ def read_blocks(
 
 
 def _blocks(files: Sequence[Path], size: int) -> list[Block]:
-    large = [file for file in files if size_of(file) >= size >> 4 and _packing(file)]
+    large = [file for file in files if size_of(file) >= size >> 4 and packing_of(file)]
     others = [file for file in files if file not in set(large)]
     blocks = [*blocks_of(others, size), *(Block(0, (Span(file),), 0) for file in large)]
     return [block._replace(number=number) for number, block in enumerate(blocks)]

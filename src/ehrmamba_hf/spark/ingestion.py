@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.assemble import iter_rejects, shards_of, write_tables
+from ehrmamba_hf.events.assemble import iter_rejects, keep, shards_of, write_tables
 from ehrmamba_hf.events.fhir_source import Reading, best_displays, report_of
-from ehrmamba_hf.events.ingestion import _expect_something, _write_report
+from ehrmamba_hf.events.ingestion import expect_something, write_report
 from ehrmamba_hf.events.meds import is_meds
 from ehrmamba_hf.events.metadata import CodeNote, write_metadata
 from ehrmamba_hf.events.parts import Tally
@@ -37,7 +37,6 @@ from ehrmamba_hf.processes import memory_bytes
 from ehrmamba_hf.spark.blocks import TALLY, read_blocks
 from ehrmamba_hf.spark.cells import kept_on_disk, write_parts
 from ehrmamba_hf.spark.files import full_path, staged_output
-from ehrmamba_hf.spark.kept import keep
 from ehrmamba_hf.spark.session import spark_session
 from ehrmamba_hf.spark.shards import COUNTS, FILE, of_nobody, write_shards
 from ehrmamba_hf.spark.versions import with_lost
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MEMORY: Final = "2GB"
 _SHARD_FILE: Final = "concat('shard-', lpad(shard, 5, '0'), '.parquet') AS name"
-_BITS: Final = 8
+_BITS: Final = 32
 
 
 def ingest(
@@ -100,7 +99,7 @@ def ingest(
             tally = _read_tally(cells, small / REJECTS_FILE)
             shards = shards_of(tally.events)
             with (
-                kept_on_disk(with_lost(session, cells, limit)) as decided,
+                with_lost(session, cells, limit) as decided,
                 kept_on_disk(write_shards(session, decided, shards, limit)) as written,
             ):
                 data = written.where(f"name = '{FILE}'").selectExpr(_SHARD_FILE, "cell")
@@ -150,7 +149,6 @@ def _write_tables(written: "DataFrame", nobody: "DataFrame", folder: Path, memor
         )
         summary = Summary(**keep(parts, 1, memory))
         for counted in counts:
-            counted["outcomes"] = [tuple(outcome) for outcome in counted["outcomes"]]
             summary.add(counted)
         tables = {
             "kept_subjects": folder / SUBJECTS_FILE,
@@ -167,6 +165,6 @@ def _write_reports(
     codes = [(code, CodeNote(notes.get(code))) for code in summary.codes]
     write_metadata(folder, {"dataset_name": "FHIR"}, codes)
     report = report_of(tally, summary, files, reading)
-    _expect_something(report, folder / REJECTS_FILE, reading.source)
-    _write_report(report, folder)
+    expect_something(report, folder / REJECTS_FILE, reading.source)
+    write_report(report, folder)
     return report

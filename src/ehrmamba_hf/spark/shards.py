@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehrmamba_hf.events.assemble import Shard, write_shard
+from ehrmamba_hf.events.assemble import Shard, keep, write_shard
 from ehrmamba_hf.events.schema import DATA_FOLDER
 from ehrmamba_hf.spark.cells import (
     CELL_SCHEMA,
@@ -23,7 +23,6 @@ from ehrmamba_hf.spark.cells import (
     write_parts,
 )
 from ehrmamba_hf.spark.files import MAGIC
-from ehrmamba_hf.spark.kept import keep
 from ehrmamba_hf.spark.versions import first_events
 
 if TYPE_CHECKING:

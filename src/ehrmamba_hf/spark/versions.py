@@ -1,5 +1,7 @@
 """Which version of a record is used, where records of one type and id come from several blocks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -9,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehrmamba_hf.events.assemble import write_kept
+from ehrmamba_hf.events.assemble import find_losers
 from ehrmamba_hf.events.parts import ROWS_A_BLOCK
 from ehrmamba_hf.spark.cells import (
     CELL_SCHEMA,
     Batches,
     batches_of,
+    kept_on_disk,
     pack,
     plain,
     rows_of,
@@ -44,7 +47,8 @@ FROM (SELECT *, div(row, {rows_a_block}) AS block FROM {losers}) GROUP BY block
 _NONE_LOST: Final = "CAST(NULL AS array<struct<row: bigint, reason: string>>) AS lost"
 
 
-def with_lost(session: "SparkSession", cells: "DataFrame", memory: int) -> "DataFrame":
+@contextmanager
+def with_lost(session: "SparkSession", cells: "DataFrame", memory: int) -> Iterator["DataFrame"]:
     """The cells, with a column `lost`: the rows of their block that are not used, and why.
 
     Only records whose type and id come more than once travel: all rivals for an id to one task,
@@ -61,7 +65,8 @@ def with_lost(session: "SparkSession", cells: "DataFrame", memory: int) -> "Data
     keys = session.sql(_KEYS, resources=resources)
     repeated = session.sql(_REPEATED, keys=keys).count()
     if not repeated:
-        return cells.selectExpr("*", _NONE_LOST)
+        yield cells.selectExpr("*", _NONE_LOST)
+        return
     buckets = 1 + repeated // _BUCKET_IDS
     rivals = session.sql(_RIVALS, keys=keys, rows_a_block=ROWS_A_BLOCK, buckets=buckets)
     contents = (
@@ -73,7 +78,8 @@ def with_lost(session: "SparkSession", cells: "DataFrame", memory: int) -> "Data
         lambda bucket: _losers(bucket, memory), "row long, reason string"
     )
     lost = session.sql(_LOST, losers=losers, rows_a_block=ROWS_A_BLOCK)
-    return cells.join(lost, "block", "left")
+    with kept_on_disk(cells.join(lost, "block", "left")) as decided:
+        yield decided
 
 
 def first_events(name: str, table: pa.Table) -> pa.Table:
@@ -102,5 +108,5 @@ def _losers(bucket: pa.Table, memory: int) -> pa.Table:
     with TemporaryDirectory() as folder:
         cells = zip(bucket["name"].to_pylist(), bucket["cell"], strict=True)
         parts = write_parts(((name, cell.as_py()) for name, cell in cells), Path(folder))
-        write_kept(parts, 1, memory)
+        find_losers(parts, 1, memory)
         return pq.read_table(Path(folder) / "losers.parquet")

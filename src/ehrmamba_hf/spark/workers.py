@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import dill
 
 from ehrmamba_hf.corpus.parts import Place, Share, Written
-from ehrmamba_hf.events.schema import DATA_FOLDER
 from ehrmamba_hf.spark.cells import CELL_SCHEMA, Batches, batches_of, kept_on_disk, rows_of
 
 if TYPE_CHECKING:
@@ -104,18 +103,20 @@ def _cells(
     from pyspark import SparkFiles
 
     with TemporaryDirectory() as name:
-        place = replace(place, events=Path(name) / "events", parts=Path(name) / "parts")
-        shard = place.events / DATA_FOLDER / "shard.parquet"
-        for folder in (shard.parent, place.parts):
-            folder.mkdir(parents=True)
+        here = replace(place, events=Path(name) / "events", parts=Path(name) / "parts")
+        here.parts.mkdir()
+        here.events.mkdir()
         for table, file in tables.items():
-            (place.events / table).symlink_to(SparkFiles.get(file))
-        if content is not None:
+            (here.events / table).symlink_to(SparkFiles.get(file))
+        shard = job if isinstance(job, Path) else job.shard
+        if shard is not None and content is not None:
+            shard = here.events / shard.relative_to(place.events)
+            shard.parent.mkdir(parents=True)
             shard.write_bytes(content)
             job = shard if isinstance(job, Path) else replace(job, shard=shard)
-        result = function(job, place, *common)
+        result = function(job, here, *common)
         # What says that a part is whole comes last, here as on one machine.
-        for path in sorted(place.parts.iterdir(), key=lambda path: path.suffix == ".json"):
+        for path in sorted(here.parts.iterdir(), key=lambda path: path.suffix == ".json"):
             with path.open("rb") as stream:
                 while piece := stream.read(_PIECE):
                     yield path.name, piece
