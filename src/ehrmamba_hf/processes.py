@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import dill
@@ -80,6 +81,8 @@ def _unpacked(packed: bytes) -> Any:
 def _begin() -> None:
     """A core each, and an end with the parent, for whose next job it would wait for ever."""
     pa.set_cpu_count(1)
+    # Python's own end takes the modules apart, of which DuckDB complains on stderr.
+    Finalize(None, os._exit, args=(0,), exitpriority=-1)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

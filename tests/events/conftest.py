@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +16,25 @@ from ehrmamba_hf.events.schema import EVENT_SCHEMA
 
 Record = dict[str, Any]
 
+
+def _module(file: Path) -> ModuleType:
+    spec = spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # The made records of each type, and the ways to break them, serve here too.
-_spec = spec_from_file_location("made", Path(__file__).parents[1] / "fhir" / "conftest.py")
-assert _spec and _spec.loader
-_made = module_from_spec(_spec)
-_spec.loader.exec_module(_made)
-records, mutated = _made.records, _made.mutated
+_fhir = _module(Path(__file__).parents[1] / "fhir" / "conftest.py")
+records, mutated = _fhir.records, _fhir.mutated
+_broken = _module(Path(__file__).with_name("broken_lines.py"))
+
+
+@pytest.fixture(scope="session")
+def broken_lines(mutated, records) -> Callable[[int], Any]:
+    """A maker of broken lines, by its seed."""
+    return lambda seed: _broken.Maker(mutated, records, seed)
 
 
 def about(kind: str, name: str, **fields: Any) -> Record:

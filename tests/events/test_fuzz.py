@@ -4,13 +4,11 @@ Lines are sound resources broken in their fields, and whole lines broken beyond 
 through all of an ingestion, thousands at a time.
 """
 
-import gzip
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +30,6 @@ from ehrmamba_hf.fhir.times import Clock, instant_of
 
 CASES_A_RUN = 2_000
 LONG_RUN = 100_000
-PEOPLE, STAYS, DRUGS = 40, 60, 10
 
 
 # The reference: line by line, with dictionaries.
@@ -249,153 +246,6 @@ def expect_the_same(reference: Reference, report: Report, events: pa.Table, out:
     assert report.events == Counter(event[8] for event in reference.events)
 
 
-# What goes wrong with lines.
-
-
-def deep(rng: random.Random, line: bytes, _: bytes) -> bytes:
-    """Arrays or objects in one another, in a field that is used or in one that is not."""
-    depth = rng.choice((50, 500, 1_100, 30_000))  # not where the length of the stack decides
-    field = rng.choice((b"x", b"extension", b"component", b"contained", b"code", b"entry"))
-    opening, closing = rng.choice(((b"[", b"]"), (b'{"extension":[', b"]}"), (b'{"x":', b"}")))
-    inside = b"1" if closing == b"}" else b""
-    value = opening * depth + inside + closing * (depth if rng.random() < 0.7 else 0)
-    return line[:-1] + b', "' + field + b'": ' + value + b"}"
-
-
-def bundled(rng: random.Random, line: bytes, other: bytes) -> bytes:
-    """A Bundle, or Bundles in one another."""
-    url = rng.choice((b"", b'"fullUrl":"urn:uuid:x7",', b'"fullUrl":"http://h/Patient/p1",'))
-    entries = b",".join(b"{" + url + b'"resource":' + text + b"}" for text in (line, other, line))
-    for _ in range(rng.choice((1, 1, 2, 3, 30, 50, 100, 700))):
-        bundle = b'{"resourceType":"Bundle","entry":[' + entries + b"]}"
-        entries = b'{"resource":' + bundle + b"}"
-    return bundle
-
-
-SOUND = (
-    b'{"resourceType": "Observation", "id": "sound", "code": {"text": "pulse"}, "subject": '
-    b'{"reference": "Patient/p1"}, "effectiveDateTime": "2019-03-04", "valueQuantity": {"value": 1}}'
-)
-AGAIN = (
-    *(b', "code": {"text": "again"}', b', "code": null', b', "status": "cancelled"', b', "id": 5'),
-    *(b', "valueQuantity": {"value": 2}', b', "valueQuantity": null', b', "valueInteger": 1'),
-    *(b', "resourceType": "Observation"', b', "resourceType": "Condition"', b', "component": []'),
-    *(b', "effectiveDateTime": "2019-03-04T10:00:00Z"', b', "subject": null', b', "issued": ""'),
-)
-WHOLE: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (
-    deep,
-    bundled,
-    lambda rng, line, _: line[: rng.randrange(len(line) + 1)],
-    lambda rng, line, _: rng.choice((b"", b"  ", b"\t\r", b"\x0c", b"\xef\xbb\xbf", b"\x00")),
-    lambda rng, line, other: line + rng.choice((b"", b" ", b"\r", b"\t")) + other,
-    lambda rng, line, other: line + other + b"\n" * rng.randrange(3),
-    lambda rng, line, _: line.replace(b", ", b",\n", rng.choice((1, 2, -1))),
-    lambda rng, line, _: line.replace(b"{", b"{\n", 1) + b"\n" + line + line,
-    lambda rng, line, _: b'{"x":\n{}}\n{}{}',
-    lambda rng, line, _: line.replace(b"{", rng.choice((b"{\x00", b"\x00{", b"{\xff")), 1),
-    lambda rng, line, _: line.replace(b'": "', rng.choice((b'": "\x00', b'": "\xff')), 3),
-    lambda rng, line, _: line.replace(b'": "', b'": "' + rng.choice((b"\\ud800", b"\\u0000")), 2),
-    lambda rng, line, _: line.decode("utf-8", "replace").encode("utf-16"),
-    lambda rng, line, _: rng.choice((b"\xef\xbb\xbf", b"\xc2\xa0", b"\x1f", b" ", b"\r")) + line,
-    lambda rng, line, _: (
-        line + rng.choice((b"\r", b"\r\r", b" ", b",", b"}", b"\x0b", b"\xe2\x80\xa8"))
-    ),  # noqa: E501  # fmt: skip
-    lambda rng, line, _: line[:-1] + b", " + line[1:],  # every key twice
-    lambda rng, *_: SOUND[:-1] + rng.choice(AGAIN) + b', "id": "again%d"}' % rng.randrange(10**9),
-    lambda rng, line, _: line[:-1] + b', "id": "' + b"i" * rng.choice((100, 1 << 20)) + b'"}',
-    lambda rng, line, _: line.replace(b"5.5", b"9" * rng.choice((40, 400, 100_000))),
-    lambda rng, line, _: rng.choice(
-        (b"[]", b"1", b'"x"', b"null", b"{}", b"NaN", b"[" + line + b"]")
-    ),  # noqa: E501  # fmt: skip
-    lambda rng, line, _: (
-        b'{"resourceType":' + rng.choice((b"5", b'"x"', b'"Device"', b"null", b'"Bundle"')) + b"}"
-    ),  # noqa: E501  # fmt: skip
-)
-
-
-class Maker:
-    """Makes lines that look like those of one hospital."""
-
-    def __init__(self, mutated: Callable[..., bytes], records: dict, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self._mutated = mutated
-        lab = dict(records["Observation"][0])
-        del lab["component"]
-        value = {"value": 5.5, "unit": "mmol/l", "code": "mmol/L"}
-        self._plain = [
-            lab | {"valueQuantity": value},
-            lab | {"valueQuantity": value, "issued": None},
-        ]
-        self._all = [record for pair in records.values() for record in pair]
-        self._made = 0
-
-    def lines(self, cases: int) -> list[bytes]:
-        """So many cases, most of them a line each."""
-        rng = self.rng
-        made = self._hospital()
-        for _ in range(cases):
-            line = self._line()
-            chance = rng.random()
-            if chance < 0.05:
-                line = rng.choice(made)  # a copy of another
-            elif chance < 0.15:
-                line = rng.choice(WHOLE)(rng, line, rng.choice(made))
-            made.append(line)
-        rng.shuffle(made)
-        return made
-
-    def _line(self) -> bytes:
-        """A record with a name of its own, broken or not."""
-        rng = self.rng
-        among = self._plain if rng.random() < 0.4 else self._all
-        sound = rng.random() < 0.3
-        text = json.dumps(rng.choice(among)).encode() if sound else self._mutated(rng, among)
-        self._made += 1
-        name = b'"id": "x%d"' % (self._made if rng.random() < 0.95 else rng.randrange(9))
-        if rng.random() < 0.5:
-            second = self._made // 2 % 3600
-            stamp = b"2020-01-01T%02d:%02d:00Z" % divmod(second, 60)
-            name += b', "meta": {"lastUpdated": "%s"}' % stamp
-        text = text.replace(b'"id": "x"', name)
-        for word, many in ((b"Patient/p", PEOPLE + 2), (b"Encounter/e", STAYS), (b"Medication/m", DRUGS)):  # noqa: E501  # fmt: skip
-            text = text.replace(word, word + b"%d" % rng.randrange(many))
-        return text
-
-    def _hospital(self) -> list[bytes]:
-        """Whom and what the others refer to."""
-        rng, found = self.rng, []
-        for n in range(PEOPLE):
-            found.append({"resourceType": "Patient", "id": f"p{n}", "birthDate": "1950"})
-        for n in range(STAYS):
-            end = rng.choice((None, "2019-03-05", "2019-03-04T10:30:00-05:00", "2020-01-01"))
-            period = {"start": "2019-03-01", "end": end}
-            whose = {"reference": f"Patient/p{n % PEOPLE}"}
-            found.append({"resourceType": "Encounter", "id": f"e{n}", "subject": whose, "period": period})  # noqa: E501  # fmt: skip
-        for n in range(DRUGS - 1):
-            found.append({"resourceType": "Medication", "id": f"m{n}", "code": {"text": f"drug {n}"}})  # noqa: E501  # fmt: skip
-        return [json.dumps(record).encode() for record in found]
-
-
-def write_files(folder: Path, lines: list[bytes], rng: random.Random) -> dict[str, bytes]:
-    """The lines in files of several kinds; what is in each, by name."""
-    packs: dict[str, Callable[[bytes], bytes]] = {
-        "a.ndjson": bytes,
-        "b.ndjson.gz": partial(gzip.compress, compresslevel=1, mtime=0),
-        "sub/c.jsonl.zst": partial(pa.Codec("zstd").compress, asbytes=True),
-        "sub/d.NDJSON": lambda text: b"\xef\xbb\xbf" + text,
-        "e.json": bytes,
-    }
-    bundle = b'{"resourceType":\n"Bundle",\n"entry":[]}\n'
-    end = rng.choice((b"\n", b"\r\n", b"\n\n", b"\n  "))
-    texts = {name: b"\n".join(lines[n::4]) + end for n, name in enumerate(list(packs)[:4])}
-    texts["e.json"] = bundle
-    for name, text in texts.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(packs[name](text))
-    return texts
-
-
 def reference_of(files: Iterable[tuple[str, bytes]], site: Site) -> Reference:
     reference = Reference(site)
     for name, text in files:
@@ -418,18 +268,20 @@ Check = Callable[..., None]
 
 
 @pytest.fixture
-def check(run, mutated, records, tmp_path, monkeypatch) -> Check:
+def check(run, broken_lines, tmp_path, monkeypatch) -> Check:
     """Ingests cases and compares with the reference."""
 
     def of(cases: int, seed: int, timezone: str | None = None, units: str | None = None) -> None:
-        lines = told_apart(Maker(mutated, records, seed).lines(cases))
-        texts = write_files(tmp_path / "fhir", lines, random.Random(seed))
+        lines = told_apart(broken_lines(seed).lines(cases))
+        texts = broken_lines(seed).write(tmp_path / "fhir", lines)
         book = Codebook.load(units=units, mappings=[mapping(tmp_path)] if units else ())
         # With the stack of a new thread, as in an ingestion.
         with ThreadPoolExecutor(1) as thread:
             site = Site(Clock(timezone), book=book)
             reference = thread.submit(reference_of, texts.items(), site).result()
-        monkeypatch.setattr("ehrmamba_hf.fhir.reading._CHUNK", 1 << random.Random(seed).randrange(8, 18))
+        monkeypatch.setattr(
+            "ehrmamba_hf.fhir.reading._CHUNK", 1 << random.Random(seed).randrange(8, 18)
+        )
         report, events = run(tmp_path / "fhir", timezone=timezone, book=book, workers=1)
         expect_the_same(reference, report, events, tmp_path / "events")
 
@@ -469,13 +321,11 @@ def nested(depth: int) -> bytes:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
-def test_blocks_chunks_and_workers_change_no_byte(
-    seed, run, mutated, records, tmp_path, monkeypatch
-):
-    maker = Maker(mutated, records, seed)
+def test_blocks_chunks_and_workers_change_no_byte(seed, run, broken_lines, tmp_path, monkeypatch):
+    maker = broken_lines(seed)
     # Here all lines may stay: which version is used is the same each time.
-    lines = maker.lines(CASES_A_RUN // 2) + [nested(depth) for depth in range(900, 1000)]
-    write_files(tmp_path / "fhir", lines, maker.rng)
+    lines = maker.lines(CASES_A_RUN // 4) + [nested(depth) for depth in range(900, 1000)]
+    maker.write(tmp_path / "fhir", lines)
     monkeypatch.setattr("ehrmamba_hf.events.assemble.SHARD_ROWS", 100)
     run(tmp_path / "fhir", workers=1)
     expected = contents(tmp_path / "events")
@@ -487,6 +337,7 @@ def test_blocks_chunks_and_workers_change_no_byte(
                 lambda files, size=size: reading.blocks_of(files, block=size),
             )
             patch.setattr("ehrmamba_hf.fhir.reading._CHUNK", maker.rng.randrange(50, 5_000))
+            patch.setattr("ehrmamba_hf.events.parts.MOST_ROWS", maker.rng.randrange(5, 500))
             run(tmp_path / "fhir", workers=1)
             assert contents(tmp_path / "events") == expected
             patch.setattr("ehrmamba_hf.events.ingestion._POOL_BYTES", 0)
