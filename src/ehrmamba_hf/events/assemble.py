@@ -29,7 +29,7 @@ from ehrmamba_hf.events.schema import (
 )
 
 ROW_GROUP: Final = 65_536
-SHARD_ROWS: Final = 4_000_000
+SHARD_ROWS: Final = 2_000_000
 """Patients are cut into the fewest shards, a power of two, that hold no more on average."""
 _ID_BITS: Final = 63
 

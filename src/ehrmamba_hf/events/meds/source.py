@@ -325,6 +325,7 @@ def _connect(spill: Path, threads: int, memory: str | None) -> duckdb.DuckDBPyCo
             database.execute(f"SET memory_limit = {quoted(memory)}")
         except duckdb.Error:
             raise InputError(f"memory: expected such as 4GB, found {memory}") from None
+    database.execute("SET enable_progress_bar = false")  # it writes to stdout
     database.execute("SET preserve_insertion_order = false")
     database.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     return database
