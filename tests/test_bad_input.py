@@ -145,7 +145,7 @@ def test_a_stage_that_is_given_another_folder(ehrmamba, tmp_path):
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir()
     for arguments, expected in (
-        (("prepare", empty), "subjects.parquet"),
+        (("prepare", empty), "expected an events folder"),
         (("pretrain", empty), "expected"),
         (("finetune", empty, "--model", empty), "expected"),
         (("evaluate", empty, "--model", empty), "expected"),
