@@ -104,7 +104,7 @@ def undisturbed(name: str, source: Path, out: Path, *flags: str) -> Command:
 @pytest.fixture(scope="module")
 def ingestion(tmp_path_factory) -> Command:
     folder = tmp_path_factory.mktemp("large")
-    return undisturbed("ingest", export(folder / "fhir", 150), folder / "events")
+    return undisturbed("ingest", export(folder / "fhir", 80), folder / "events")
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [0, 40, 500, 1_500, 3_000])
+@pytest.mark.parametrize("kilobytes", [0, 40, 300, 800, 1_500])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_is_full(kilobytes, workers, ingestion, tmp_path):
     disk = tmp_path / "disk"
