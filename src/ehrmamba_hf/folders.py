@@ -2,8 +2,9 @@
 
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,21 @@ def resumable(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[
         put_in_place(temporary, out)
 
 
-def finish_part(file: Path, key: str, content: Any) -> None:
+def finish_part(file: Path, key: str, content: Any, files: Iterable[Path] = ()) -> None:
     """Say that a part of a run is whole: what it counted, and the key of what it was made from.
 
     Args:
-        file: the part's JSON file; its data files are in place already.
+        file: the part's JSON file, in a folder that is there.
         key: a hash of everything that the part depends on.
         content: what JSON can hold.
+        files: the part's data files beside it, in place already.
     """
-    with staged_file(file) as temporary:
-        temporary.write_text(json.dumps({"key": key, "content": content}), encoding="utf-8")
+    # A worker may live on a moment after its run was killed. It must not bring back a folder that
+    # the next run has done with, nor be believed where its data files went with that.
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    part = {"key": key, "content": content, "files": [path.name for path in files]}
+    temporary.write_text(json.dumps(part), encoding="utf-8")
+    temporary.replace(file)
 
 
 def finished_part(file: Path, key: str) -> Any | None:
@@ -97,7 +103,8 @@ def finished_part(file: Path, key: str) -> Any | None:
         part = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return part["content"] if part["key"] == key else None
+    whole = part["key"] == key and all((file.parent / n).exists() for n in part["files"])
+    return part["content"] if whole else None
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def survey(shard: Path, place: Place) -> Share:
             pq.write_table(people, folder / file.name)
             pq.write_table(merge_counts(values), folder / values_of(place, key).name)
         latest = [max(times, default=None)]
-        finish_part(about, key, latest)
+        finish_part(about, key, latest, [file, values_of(place, key)])
     return Share(key, pq.read_table(file)["subject_id"].to_numpy(), shard, latest[0])
 
 
@@ -146,7 +146,7 @@ def tokens_of(share: Share, place: Place, bins: Bins) -> Path:
             tokens.append(count_tokens(batch, patients, place.settings.categories, bins))
         with _whole(place.parts) as folder:
             pq.write_table(merge_counts(tokens), folder / file.name)
-        finish_part(about, key, {})
+        finish_part(about, key, {}, [file])
     return file
 
 
@@ -178,7 +178,10 @@ def write_part(share: Share, place: Place, plan: Plan, plan_key: str) -> Written
     if found is None:
         with _whole(place.parts) as folder:
             found = _write(share, place, plan, folder, key)
-        finish_part(about, key, found)
+        streams = [
+            place.parts / f"{key}.{name}.{split}.arrow" for name, split in found["sequences"]
+        ]
+        finish_part(about, key, found, [labels, *streams])
     sequences: dict[str, dict[str, Path]] = {name: {} for name in DATASETS}
     for dataset, split in found["sequences"]:
         sequences[dataset][split] = place.parts / f"{key}.{dataset}.{split}.arrow"

@@ -25,7 +25,7 @@ from ehrmamba_hf.events.assemble import (
     write_tables,
 )
 from ehrmamba_hf.events.metadata import CodeNote, write_metadata
-from ehrmamba_hf.events.parts import Tally, write_parts
+from ehrmamba_hf.events.parts import PART_SCHEMAS, Tally, part_file, write_parts
 from ehrmamba_hf.events.report import Report, Summary, outcomes_of, warnings_of
 from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE, SUBJECTS_FILE
 from ehrmamba_hf.fhir.codebook import Codebook
@@ -116,7 +116,8 @@ def _use_block(block: Block, reading: Reading) -> tuple[int, str, Any, int]:
             write_parts, block, reading.source, reading.parts, reading.timezone, reading.book
         ).result()
     key = reading.key(f"{names} {found}")
-    finish_part(done, key, tally.to_dict())
+    files = [part_file(reading.parts, name, block.number) for name in PART_SCHEMAS]
+    finish_part(done, key, tally.to_dict(), files)
     return block.number, key, tally.to_dict(), block.size
 
 
