@@ -119,9 +119,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     finish = parts.finish_part
 
-    def noted(file: Path, key: str, found: object) -> None:
+    def noted(file: Path, key: str, *found: object) -> None:
         keys.append(key)
-        finish(file, key, found)
+        finish(file, key, *found)
 
     monkeypatch.setattr(parts, "finish_part", noted)
     return keys
