@@ -9,10 +9,12 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from ehrmamba_hf.events import Report, ingest, iter_subject_batches, validate
+from ehrmamba_hf.events import Report, ingest, validate
 from ehrmamba_hf.events.schema import EVENT_SCHEMA
+from ehrmamba_hf.events.table import data_files
 
 Record = dict[str, Any]
 
@@ -142,7 +144,7 @@ def run(tmp_path: Path, write: Callable[..., Path]) -> Callable[..., tuple[Repor
             not_used = sum(outcome.not_used.values())
             assert outcome.read == outcome.used + not_used + outcome.rejected
         assert report.total.read == sum(o.read for o in report.resources.values())
-        batches = iter_subject_batches(tmp_path / "events")
+        batches = [pq.read_table(f).cast(EVENT_SCHEMA) for f in data_files(tmp_path / "events")]
         return report, pa.concat_tables([EVENT_SCHEMA.empty_table(), *batches])
 
     return of

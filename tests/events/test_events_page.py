@@ -27,8 +27,8 @@ REPORT = {
     "events_by_year": {"2019": 7_000, "2021": 4_000},
     "date_range": ["2019-01-02T03:04:05", "2021-06-07T08:09:10"],
     "systems": {
-        "LOINC": {"codings": 10_000, "known": True, "url": "http://loinc.org"},
-        "HOUSE": {"codings": 1_000, "known": False, "url": "https://house.example/codes"},
+        "LOINC": {"events": 10_000, "known": True, "url": "http://loinc.org"},
+        "HOUSE": {"events": 1_000, "known": False, "url": "https://house.example/codes"},
     },
     "unknown_code_systems": {"https://house.example/codes": 1_000, "urn:other": 7},
     "text_only_codes": 21,

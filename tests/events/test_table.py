@@ -1,4 +1,4 @@
-"""The border: whole subjects in batches, shards cut between subjects, a sentence for each rule."""
+"""The border: shards cut between subjects, a sentence for each rule."""
 
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehrmamba_hf.errors import SchemaError
-from ehrmamba_hf.events import iter_subject_batches, read_encounters, read_subjects, validate
+from ehrmamba_hf.events import read_encounters, read_subjects, validate
 from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, EVENT_SCHEMA, SUBJECT_SCHEMA
 from ehrmamba_hf.events.shards import write_shards
 
@@ -37,29 +37,8 @@ def folder_of(folder: Path, *shards: list[dict], subjects: list[int]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 100])
-def test_batches_hold_whole_subjects(tmp_path, rows):
-    sizes = {1: 3, 2: 1, 3: 5, 4: 1, 5: 1, 6: 4}
-    shard = [event(s) for s in (1, 2, 3, 4) for _ in range(sizes[s])]
-    other = [event(s) for s in (5, 6) for _ in range(sizes[s])]
-    folder = folder_of(tmp_path / "events", shard, other, subjects=[*sizes])
-    seen = []
-    for batch in iter_subject_batches(folder, rows=rows):
-        found = batch["subject_id"].to_pylist()
-        assert all(found.count(s) == sizes[s] for s in set(found))
-        seen += found
-    assert seen == [s for s, n in sizes.items() for _ in range(n)]
-
-
-def test_batches_of_chosen_columns(tmp_path):
-    folder = folder_of(tmp_path / "events", [event(1)], subjects=[1])
-    (batch,) = iter_subject_batches(folder, columns=["code"])
-    assert batch.column_names == ["subject_id", "code"]
-
-
 def test_an_empty_shard(tmp_path):
     folder = folder_of(tmp_path / "events", [], subjects=[1])
-    assert list(iter_subject_batches(folder)) == []
     validate(folder)
 
 
@@ -112,10 +91,10 @@ def test_repeated_subjects_missing_columns_and_missing_files(tmp_path):
     folder = folder_of(tmp_path / "events", [event(1)], subjects=[1, 1])
     with pytest.raises(SchemaError, match="unique"):
         validate(folder)
-    shard = folder / "data" / "0.parquet"
-    pq.write_table(events_of([event(1)]).drop_columns("unit"), shard)
+    folder = folder_of(tmp_path / "other", [event(1)], subjects=[1])
+    pq.write_table(events_of([event(1)]).drop_columns("unit"), folder / "data" / "0.parquet")
     with pytest.raises(SchemaError, match="expected a column unit"):
-        list(iter_subject_batches(folder))
+        validate(folder)
     (folder / "subjects.parquet").unlink()
     with pytest.raises(SchemaError, match="found none"):
         read_subjects(folder)

@@ -3,7 +3,6 @@
 from ehrmamba_hf.events.ingestion import ingest
 from ehrmamba_hf.events.report import Outcome, Report
 from ehrmamba_hf.events.table import (
-    iter_subject_batches,
     read_encounters,
     read_subjects,
     validate,
@@ -13,7 +12,6 @@ __all__ = [
     "Outcome",
     "Report",
     "ingest",
-    "iter_subject_batches",
     "read_encounters",
     "read_subjects",
     "validate",

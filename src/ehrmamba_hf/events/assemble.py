@@ -108,13 +108,16 @@ UNION ALL BY NAME SELECT * EXCLUDE (medication_id) FROM resolved
 
 # DuckDB writes a column as required where the statistics of its parts say that it has no nulls, and
 # a part without rows has none: with nullif, it is optional whatever the parts.
+# Texts are split into codings after the sort, which does not carry lists well.
 _SORTED: Final = """
-SELECT nullif(subject_id, -1) AS subject_id, time, code, numeric_value, text_value, end_time,
-    available_time, unit, category,
+SELECT * REPLACE (
     CASE WHEN codings IS NULL THEN [code] WHEN codings = '' THEN []
-        ELSE string_split(codings, chr({separator})) END AS codings,
-    encounter_id, resource_type, source_id
-FROM used ORDER BY {order}
+        ELSE string_split(codings, chr({separator})) END AS codings
+) FROM (
+    SELECT nullif(subject_id, -1) AS subject_id, time, code, numeric_value, text_value, end_time,
+        available_time, unit, category, codings, encounter_id, resource_type, source_id
+    FROM used ORDER BY {order}
+)
 """
 
 _OUTCOMES: Final = """

@@ -45,11 +45,11 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A code system and how many codings name it."""
+    """A code system and how many events have a code of it."""
 
     name: str
     url: str
-    codings: int
+    events: int
     known: bool
 
 
@@ -146,16 +146,16 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
 def _systems(report: Mapping[str, Any]) -> list[System]:
     """Unknown ones first, then by use; an older report tells only of the unknown ones."""
     systems = [
-        System(name, system.get("url", ""), system["codings"], system["known"])
+        System(name, system.get("url", ""), system["events"], system["known"])
         for name, system in report.get("systems", {}).items()
     ]
     named = {system.url for system in systems}
     systems += [
-        System("", url, codings, False)
-        for url, codings in report.get("unknown_code_systems", {}).items()
+        System("", url, count, False)
+        for url, count in report.get("unknown_code_systems", {}).items()
         if url not in named
     ]
-    return sorted(systems, key=lambda system: (system.known, -system.codings))
+    return sorted(systems, key=lambda system: (system.known, -system.events))
 
 
 def _noted(report: Mapping[str, Any]) -> dict[str, int]:

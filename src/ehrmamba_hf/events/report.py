@@ -21,7 +21,7 @@ class Outcome(msgspec.Struct):
 class SystemUse(msgspec.Struct):
     """How many events have a code of a system, and whether the registry knows it."""
 
-    codings: int
+    events: int
     known: bool = True
     url: str = ""  # of one that is not known
 

@@ -1,6 +1,5 @@
-"""The reading side of an events folder: tables, whole-subject batches, and the border's rules."""
+"""The reading side of an events folder: its tables and the border's rules."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,32 +39,6 @@ def read_encounters(folder: Path) -> pa.Table:
     return _read(folder / ENCOUNTERS_FILE, ENCOUNTER_SCHEMA)
 
 
-def iter_subject_batches(
-    folder: Path, *, columns: Sequence[str] | None = None, rows: int = 65_536
-) -> Iterator[pa.Table]:
-    """Tables of about `rows` events that hold whole subjects only, in the shards' order.
-
-    A subject with more than `rows` events comes whole, in one larger table. With `columns`, only
-    these (and `subject_id`) are read. Raises SchemaError where a shard's columns differ from
-    EVENT_SCHEMA.
-    """
-    names = None if columns is None else ["subject_id", *(c for c in columns if c != "subject_id")]
-    for file in data_files(folder):
-        with pq.ParquetFile(file) as shard:
-            _expect_schema(shard.schema_arrow, EVENT_SCHEMA, file)
-            held: list[pa.RecordBatch] = []
-            for batch in shard.iter_batches(batch_size=rows, columns=names):
-                cut = _last_subject_start(batch["subject_id"])
-                if held and (cut > 0 or batch["subject_id"][0] != held[-1]["subject_id"][0]):
-                    yield _table([*held, batch.slice(0, cut)])
-                    held = []
-                elif cut > 0:
-                    yield _table([batch.slice(0, cut)])
-                held.append(batch.slice(cut))
-            if held:
-                yield _table(held)
-
-
 def validate(folder: Path) -> None:
     """Check every rule of the border; raise SchemaError with what was expected, found, and where.
 
@@ -98,17 +71,6 @@ def _read(file: Path, schema: pa.Schema) -> pa.Table:
     table = pq.read_table(file, partitioning=None)
     _expect_schema(table.schema, schema, file)
     return table.cast(schema)
-
-
-def _table(batches: list[pa.RecordBatch]) -> pa.Table:
-    table = pa.Table.from_batches(batches)
-    # Parquet does not keep which columns have no nulls, nor what the items of a list are called.
-    return table.cast(pa.schema([EVENT_SCHEMA.field(name) for name in table.column_names]))
-
-
-def _last_subject_start(subjects: pa.Array) -> int:
-    ids = subjects.to_numpy()
-    return int(np.searchsorted(ids, ids[-1])) if len(ids) else 0
 
 
 def _expect_schema(found: pa.Schema, expected: pa.Schema, file: Path) -> None:

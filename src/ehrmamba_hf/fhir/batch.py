@@ -79,7 +79,7 @@ class _Times(dict[str | None, int]):
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._clock, self._converts = clock, clock.converts
         self._days: Memo[str, int] = Memo(lambda text: self._read(text, "day"))
         self._hours: Memo[str, int] = Memo(lambda text: self._read(f"1970-01-01{text}", "time"))
 
@@ -88,12 +88,11 @@ class _Times(dict[str | None, int]):
             return NONE
         if len(self) >= _REMEMBERED:
             self.clear()
-        if self._clock.converts:
+        if self._converts:
             time = self._read(text, "time")
         else:
-            day, hour = self._days[text[:10]], self._hours[text[10:]]
-            time = day + hour if _ODD not in (day, hour) else _ODD
-            if time > LAST:  # a leap second at the end of the calendar
+            time = self._days[text[:10]] + self._hours[text[10:]]
+            if time > LAST:  # one of them is odd, or a leap second ends the calendar
                 time = _ODD
         self[text] = time
         return time
@@ -336,13 +335,15 @@ def _objects_apart(lines: Lines) -> bool:
 
     Two records on a line and none on another are as many as one on each.
     """
-    if lines.amount == 1:
-        return True
     letters = np.frombuffer(lines.text or b"", np.uint8)
-    breaks = np.flatnonzero(letters == ord("\n"))[:-1]
-    before = letters[breaks - 1]
-    before = np.where(before == ord("\r"), letters[breaks - 2], before)
-    return bool(((before == ord("}")) & (letters[breaks + 1] == ord("{"))).all())
+    breaks = letters[1:-1] == ord("\n")
+    after = letters[2:] == ord("{")
+    before = letters[:-2] == ord("}")
+    if np.count_nonzero(before & breaks & after) == lines.amount - 1:
+        return True
+    if len(letters) > 3:  # lines that end with \r\n
+        before[1:] |= (letters[1:-2] == ord("\r")) & (letters[:-3] == ord("}"))
+    return bool(np.count_nonzero(before & breaks & after) == lines.amount - 1)
 
 
 def _plain_of(decoded: list[_Observation]) -> list[_Observation]:

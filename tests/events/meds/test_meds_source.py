@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehrmamba_hf.errors import InputError, SchemaError
-from ehrmamba_hf.events import iter_subject_batches, read_encounters, read_subjects, validate
+from ehrmamba_hf.events import read_encounters, read_subjects, validate
 from ehrmamba_hf.events.meds.rules import MedsRules, read_rules
 from ehrmamba_hf.events.meds.source import ingest_meds, is_meds
 from ehrmamba_hf.events.schema import EVENT_SCHEMA
+from ehrmamba_hf.events.table import data_files
 
 SCHEMA = pa.schema(
     [
@@ -69,7 +70,7 @@ def run(tmp_path):
         meds.CodeMetadataSchema.validate(pq.read_table(out / meds.code_metadata_filepath))
         about = json.loads((out / meds.dataset_metadata_filepath).read_text())
         meds.DatasetMetadataSchema.validate(about)
-        events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *iter_subject_batches(out)])
+        events = pa.concat_tables(pq.read_table(f).cast(EVENT_SCHEMA) for f in data_files(out))
         rows = report["rows"]
         parts = [rows[k] for k in ("event", "subject_fact", "encounter_boundary", "rejected")]
         assert rows["read"] == sum(parts) + sum(rows["not_used"].values())
