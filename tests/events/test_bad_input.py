@@ -176,8 +176,8 @@ def test_a_killed_run_keeps_the_old_folder_and_the_next_one_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".events.partial", "events", "fhir"]
     assert (out / "report.json").read_bytes() == before
     with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.events.fhir_source.write_parts", fail)  # all of it is done
-        patch.setattr("ehrmamba_hf.events.fhir_source.write_shard", fail)
+        patch.setattr("ehrmamba_hf.events.fhir.source.write_parts", fail)  # all of it is done
+        patch.setattr("ehrmamba_hf.events.fhir.source.write_shard", fail)
         ingest(source, out, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "fhir"]
     out.rename(tmp_path / ".events.old")  # killed just between the two renames

@@ -18,7 +18,7 @@ import pytest
 import xxhash
 
 from ehrmamba_hf.events import Report, read_encounters, read_subjects
-from ehrmamba_hf.events.parts import DEEPEST_BUNDLE
+from ehrmamba_hf.events.fhir.parts import DEEPEST_BUNDLE
 from ehrmamba_hf.fhir import reading
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.convert import convert
@@ -326,18 +326,18 @@ def test_blocks_chunks_and_workers_change_no_byte(seed, run, broken_lines, tmp_p
     # Here all lines may stay: which version is used is the same each time.
     lines = maker.lines(CASES_A_RUN // 4) + [nested(depth) for depth in range(900, 1000)]
     maker.write(tmp_path / "fhir", lines)
-    monkeypatch.setattr("ehrmamba_hf.events.assemble.SHARD_ROWS", 100)
+    monkeypatch.setattr("ehrmamba_hf.events.fhir.assemble.SHARD_ROWS", 100)
     run(tmp_path / "fhir", workers=1)
     expected = contents(tmp_path / "events")
     assert len([name for name in expected if name.startswith("data/")]) > 1
     for size in (20_000, 300_000):
         with monkeypatch.context() as patch:
             patch.setattr(
-                "ehrmamba_hf.events.fhir_source.blocks_of",
+                "ehrmamba_hf.events.fhir.source.blocks_of",
                 lambda files, size=size: reading.blocks_of(files, block=size),
             )
             patch.setattr("ehrmamba_hf.fhir.reading._CHUNK", maker.rng.randrange(50, 5_000))
-            patch.setattr("ehrmamba_hf.events.parts.MOST_ROWS", maker.rng.randrange(5, 500))
+            patch.setattr("ehrmamba_hf.events.fhir.parts.MOST_ROWS", maker.rng.randrange(5, 500))
             run(tmp_path / "fhir", workers=1)
             assert contents(tmp_path / "events") == expected
             patch.setattr("ehrmamba_hf.events.ingestion._POOL_BYTES", 0)

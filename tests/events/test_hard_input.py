@@ -178,7 +178,7 @@ def test_thousands_of_small_files(many, run, tmp_path, monkeypatch):
     # Row numbers are made from the block's, which once were the file's times 16,384: too large for
     # 64 bits from the 8,192nd file on.
     monkeypatch.setattr(
-        "ehrmamba_hf.events.fhir_source.blocks_of",
+        "ehrmamba_hf.events.fhir.source.blocks_of",
         lambda files: reading.blocks_of(files, block=100_000),
     )
     folder = folder_of(tmp_path / "fhir", p_json=PATIENT)
@@ -244,7 +244,7 @@ def test_a_file_that_vanishes_grows_or_shrinks_after_it_was_found(
         (folder / "shrunk.ndjson").write_bytes(b"")
         return blocks
 
-    monkeypatch.setattr("ehrmamba_hf.events.fhir_source.blocks_of", changed)
+    monkeypatch.setattr("ehrmamba_hf.events.fhir.source.blocks_of", changed)
     report, events = run(folder, workers=1)
     assert len(events) == 10
     assert {file for file, *_ in rejects(tmp_path / "events")} == {"gone.ndjson"}

@@ -345,7 +345,7 @@ def test_what_the_report_tells_about_codes(run, hospital, resource):
 
 
 def test_two_ids_with_one_hash_are_an_error(run, hospital, monkeypatch):
-    monkeypatch.setattr("ehrmamba_hf.events.parts.subject_id", lambda _: 7)
+    monkeypatch.setattr("ehrmamba_hf.events.fhir.parts.subject_id", lambda _: 7)
     with pytest.raises(InputError, match="collision"):
         run(hospital)
 

@@ -26,10 +26,11 @@ LONGEST = 120
 # The command line, with blocks and shards so small that there are dozens of each.
 RUN = """
 from functools import partial
-from ehrmamba_hf.events import assemble, fhir_source, ingestion
+from ehrmamba_hf.events import ingestion
+from ehrmamba_hf.events.fhir import assemble, source
 from ehrmamba_hf.fhir.reading import blocks_of
 
-fhir_source.blocks_of = partial(blocks_of, block=1 << 20)
+source.blocks_of = partial(blocks_of, block=1 << 20)
 assemble.SHARD_ROWS = 4_000
 ingestion._POOL_BYTES = 0
 

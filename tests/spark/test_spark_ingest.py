@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehrmamba_hf import events, spark
-from ehrmamba_hf.events import assemble, validate
+from ehrmamba_hf.events import validate
+from ehrmamba_hf.events.fhir import assemble
 from ehrmamba_hf.events.schema import CONTENTS
 from ehrmamba_hf.spark import ingestion
 

@@ -7,7 +7,7 @@ import pytest
 from ehrmamba_hf import corpus, events, spark
 from ehrmamba_hf.corpus import PrepareSettings
 from ehrmamba_hf.corpus.examples import load_tokenizer
-from ehrmamba_hf.events import assemble
+from ehrmamba_hf.events.fhir import assemble
 
 SETTINGS = PrepareSettings(min_patients=2, context_length=200)
 

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.fhir_source import PARTS_FOLDER, Reading, ingest_fhir
+from ehrmamba_hf.events.fhir import PARTS_FOLDER, Reading, ingest_fhir
 from ehrmamba_hf.events.meds import MedsRules, ingest_meds, is_meds
 from ehrmamba_hf.events.page import events_page
 from ehrmamba_hf.events.report import Outcome, Report

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.fhir_source import Reading
-from ehrmamba_hf.events.parts import BlockConverter, Tables
+from ehrmamba_hf.events.fhir.parts import BlockConverter, Tables
+from ehrmamba_hf.events.fhir.source import Reading
 from ehrmamba_hf.fhir.reading import Block, Span, blocks_of, packing_of, size_of
 from ehrmamba_hf.spark.cells import CELL_SCHEMA, Batches, batches_of, pack, rows_of
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.assemble import iter_rejects, keep, shards_of, write_tables
-from ehrmamba_hf.events.fhir_source import Reading, best_displays, report_of
+from ehrmamba_hf.events.fhir.accounts import Summary, notes_of, report_of
+from ehrmamba_hf.events.fhir.assemble import iter_rejects, keep, shards_of, write_tables
+from ehrmamba_hf.events.fhir.parts import Tally
+from ehrmamba_hf.events.fhir.source import Reading
 from ehrmamba_hf.events.ingestion import expect_something, write_report
 from ehrmamba_hf.events.meds import is_meds
-from ehrmamba_hf.events.metadata import CodeNote, write_metadata
-from ehrmamba_hf.events.parts import Tally
-from ehrmamba_hf.events.report import Report, Summary
+from ehrmamba_hf.events.metadata import write_metadata
+from ehrmamba_hf.events.report import Report
 from ehrmamba_hf.events.schema import (
     CONTENTS,
     DATA_FOLDER,
@@ -161,10 +162,8 @@ def _write_tables(written: "DataFrame", nobody: "DataFrame", folder: Path, memor
 def _write_reports(
     tally: Tally, summary: Summary, files: int, reading: Reading, folder: Path
 ) -> Report:
-    notes = best_displays(tally)
-    codes = [(code, CodeNote(notes.get(code))) for code in summary.codes]
-    write_metadata(folder, {"dataset_name": "FHIR"}, codes)
-    report = report_of(tally, summary, files, reading)
+    write_metadata(folder, {"dataset_name": "FHIR"}, notes_of(tally, summary))
+    report = report_of(tally, summary, files, reading.timezone, reading.book)
     expect_something(report, folder / REJECTS_FILE, reading.source)
     write_report(report, folder)
     return report

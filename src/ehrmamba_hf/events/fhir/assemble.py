@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.columns import SEPARATOR
-from ehrmamba_hf.events.parts import PART_SCHEMAS, part_file
+from ehrmamba_hf.events.fhir.columns import SEPARATOR
+from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, part_file
 from ehrmamba_hf.events.schema import (
     DATA_FOLDER,
     ENCOUNTER_SCHEMA,

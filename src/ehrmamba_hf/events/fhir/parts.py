@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from ehrmamba_hf.events.columns import CLOSED_SCHEMA, OPEN_SCHEMA, EventColumns
+from ehrmamba_hf.events.fhir.columns import CLOSED_SCHEMA, OPEN_SCHEMA, EventColumns
 from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, SUBJECT_SCHEMA
 from ehrmamba_hf.fhir.batch import NONE, PlainReader, Vocabulary
 from ehrmamba_hf.fhir.codebook import Codebook
@@ -95,7 +95,6 @@ class Tally:
     other_types: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)  # what was left out of used records
     unknown_systems: Counter[str] = field(default_factory=Counter)  # by URL, in codings
-    systems: Counter[str] = field(default_factory=Counter)  # by short name, in events
     displays: Counter[str] = field(default_factory=Counter)  # by "code\ndisplay"
     spans: list[tuple[str, int, int]] = field(default_factory=list)  # file, start, lines
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
-from ehrmamba_hf.events.assemble import (
+from ehrmamba_hf.events.fhir.accounts import Summary, notes_of, report_of
+from ehrmamba_hf.events.fhir.assemble import (
     Parts,
     Shard,
     find_losers,
@@ -24,9 +25,9 @@ from ehrmamba_hf.events.assemble import (
     write_shard,
     write_tables,
 )
-from ehrmamba_hf.events.metadata import CodeNote, write_metadata
-from ehrmamba_hf.events.parts import PART_SCHEMAS, Tally, part_file, write_parts
-from ehrmamba_hf.events.report import Report, Summary, outcomes_of, warnings_of
+from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, Tally, part_file, write_parts
+from ehrmamba_hf.events.metadata import write_metadata
+from ehrmamba_hf.events.report import Report
 from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE, SUBJECTS_FILE
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
@@ -82,10 +83,8 @@ def ingest_fhir(
         summary = _assemble(parts, tally, key, folder, run, workers, memory)
     with (folder / REJECTS_FILE).open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(reject) + "\n" for reject in iter_rejects(parts, tally.spans))
-    notes = best_displays(tally)
-    codes = [(code, CodeNote(notes.get(code))) for code in summary.codes]
-    write_metadata(folder, {"dataset_name": "FHIR"}, codes)
-    return report_of(tally, summary, len(files), reading)
+    write_metadata(folder, {"dataset_name": "FHIR"}, notes_of(tally, summary))
+    return report_of(tally, summary, len(files), reading.timezone, reading.book)
 
 
 def _read_all(
@@ -154,40 +153,3 @@ def _use_shard(shard: Shard, parts: Parts, folder: Path, key: str, memory: int) 
         content = write_shard(parts, shard, folder, memory)
         finish_part(done, key, content)
     return content
-
-
-def report_of(tally: Tally, summary: Summary, files: int, reading: Reading) -> Report:
-    """The report of what was counted block by block and shard by shard."""
-    unknown = {reading.book.system(url).name: url for url in sorted(tally.unknown_systems)}
-    resources, total = outcomes_of(tally, summary.outcomes)
-    return Report(
-        timezone=reading.timezone,
-        files=files,
-        lines=tally.lines,
-        blank_lines=tally.blank_lines,
-        bundles=tally.bundles,
-        resources=resources,
-        total=total,
-        subjects=summary.subjects,
-        encounters=summary.encounters,
-        events=dict(sorted(summary.events.items())),
-        events_by_year=dict(sorted(summary.years.items())),
-        date_range=summary.date_range,
-        unknown_code_systems=dict(sorted(tally.unknown_systems.items())),
-        systems=summary.system_use(unknown),
-        text_only_codes=tally.text_only,
-        notes=dict(sorted(tally.notes.items())),
-        observations_without_category=tally.observations_without_category,
-        unresolved_references=dict(sorted(summary.unresolved.items())),
-        warnings=warnings_of(tally, reading.timezone),
-    )
-
-
-def best_displays(tally: Tally) -> dict[str, str]:
-    """Each code's most frequent display; of equally frequent ones, the first in the alphabet."""
-    best: dict[str, tuple[int, str]] = {}
-    for text, count in tally.displays.items():
-        code, display = text.split("\n", 1)
-        if code not in best or (-count, display) < (-best[code][0], best[code][1]):
-            best[code] = count, display
-    return {code: display for code, (_, display) in best.items()}
