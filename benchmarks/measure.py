@@ -115,7 +115,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that has to be reached: at least `least`, or at most `most`; None: not measured."""
+    """A figure that has to be reached: at least `least`, or at most `most`, or just told.
+
+    None: not measured."""
 
     text: str
     value: float | None
@@ -125,6 +127,8 @@ class Bar:
     def __str__(self) -> str:
         if self.value is None:
             return f"not measured  {self.text}"
+        if math.isinf(self.least) and math.isinf(self.most):
+            return f"        {self.value:7.2f}  {self.text}"
         verdict = "met    " if self.least <= self.value <= self.most else "NOT MET"
         return f"{verdict} {self.value:7.2f}  {self.text}"
 

@@ -37,7 +37,7 @@ _ID_BITS: Final = 63
 # hash of what it gives: a rule that does not see the order of files.
 _RIVALS: Final = """
 CREATE TABLE rivals AS
-WITH all_resources AS (
+WITH all_resources AS NOT MATERIALIZED (  -- read twice rather than held
     SELECT row, resource_type, source_id, updated FROM events WHERE place = 0
     UNION ALL SELECT row, resource_type, source_id, updated FROM open_events WHERE place = 0
     UNION ALL SELECT row, resource_type, source_id, updated FROM resources

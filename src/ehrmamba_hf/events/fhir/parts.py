@@ -37,6 +37,7 @@ ROWS_A_BLOCK: Final = 1 << 36  # more than a block can hold, so that row numbers
 DEEPEST_BUNDLE: Final = 32
 """Bundles in one another: far more than there are, far less than what Python can follow."""
 
+_LARGEST: Final = 31 << 20  # just under the most that glibc takes note of
 _INSIDE: Final = ".resource."
 _ROW: Final = pa.field("row", pa.int64())
 PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
@@ -341,6 +342,9 @@ def write_parts(
 
     They are whole once the caller says so.
     """
+    # glibc keeps what is given back up to the largest size that it has seen given back; without
+    # this it fetches new pages from the system for every chunk.
+    bytearray(_LARGEST)
     with _PartWriter(folder, block.number) as writer:
         converter = BlockConverter(block.number, timezone, book, writer.write)
         digest = xxhash.xxh3_128()
