@@ -87,12 +87,13 @@ def finish_part(file: Path, key: str, content: Any, files: Iterable[Path] = ()) 
         file: the part's JSON file, in a folder that is there.
         key: a hash of everything that the part depends on.
         content: what JSON can hold.
-        files: the part's data files beside it, in place already.
+        files: the part's data files, in place already; their places beside it are what counts.
     """
     # A worker may live on a moment after its run was killed. It must not bring back a folder that
     # the next run has done with, nor be believed where its data files went with that.
+    names = [os.path.relpath(path, file.parent) for path in files]
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    part = {"key": key, "content": content, "files": [path.name for path in files]}
+    part = {"key": key, "content": content, "files": names}
     temporary.write_text(json.dumps(part), encoding="utf-8")
     temporary.replace(file)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 
 from ehrmamba_hf.errors import OutputError
@@ -28,10 +29,11 @@ RUN = """
 from functools import partial
 from ehrmamba_hf.events import ingestion
 from ehrmamba_hf.events.fhir import assemble, source
+from ehrmamba_hf.events.meds import writing
 from ehrmamba_hf.fhir.reading import blocks_of
 
 source.blocks_of = partial(blocks_of, block=1 << 20)
-assemble.SHARD_ROWS = 4_000
+assemble.SHARD_ROWS = writing.SHARD_ROWS = 4_000
 ingestion._POOL_BYTES = 0
 
 from ehrmamba_hf.cli import main
@@ -109,6 +111,20 @@ def ingestion(tmp_path_factory) -> Command:
 
 
 @pytest.fixture(scope="module")
+def meds_ingestion(ingestion, tmp_path_factory) -> Command:
+    """Of the five columns that every MEDS dataset has."""
+    folder = tmp_path_factory.mktemp("meds")
+    finish(ingestion.start(folder / "events", workers=1))
+    shutil.copytree(folder / "events" / "metadata", folder / "meds" / "metadata")
+    (folder / "meds" / "data").mkdir()
+    columns = ["subject_id", "time", "code", "numeric_value", "text_value"]
+    for number, file in enumerate((folder / "events" / "data").iterdir()):
+        shard = pq.read_table(file, columns=columns)
+        pq.write_table(shard, folder / "meds" / "data" / f"{number}.parquet", row_group_size=999)
+    return undisturbed("ingest", folder / "meds", folder / "from-meds")
+
+
+@pytest.fixture(scope="module")
 def preparation(ingestion, tmp_path_factory) -> Command:
     folder = tmp_path_factory.mktemp("prepared")
     finish(ingestion.start(folder / "events", workers=1))
@@ -172,6 +188,14 @@ def test_kills_at_random_moments_change_nothing(ingestion, tmp_path):
     while kills < KILLS:
         number += 1
         kills += disturbed(ingestion, tmp_path / str(number) / "events", rng)
+
+
+@pytest.mark.slow
+def test_kills_of_a_meds_ingestion_change_nothing(meds_ingestion, tmp_path):
+    rng, kills, number = random.Random(4), 0, 0
+    while kills < KILLS // 3:
+        number += 1
+        kills += disturbed(meds_ingestion, tmp_path / str(number) / "events", rng)
 
 
 @pytest.mark.slow

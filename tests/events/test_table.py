@@ -1,4 +1,4 @@
-"""The border: shards cut between subjects, a sentence for each rule."""
+"""The border: a sentence for each rule."""
 
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,6 @@ import pytest
 from ehrmamba_hf.errors import SchemaError
 from ehrmamba_hf.events import read_encounters, read_subjects, validate
 from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, EVENT_SCHEMA, SUBJECT_SCHEMA
-from ehrmamba_hf.events.shards import write_shards
 
 DAY = datetime(2019, 3, 4)
 
@@ -40,24 +39,6 @@ def folder_of(folder: Path, *shards: list[dict], subjects: list[int]) -> Path:
 def test_an_empty_shard(tmp_path):
     folder = folder_of(tmp_path / "events", [], subjects=[1])
     validate(folder)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 1000])
-def test_shards_cut_between_subjects_whatever_the_batches(tmp_path, batch):
-    rows = [event(s, source_id=f"{s}-{n}") for s in range(40) for n in range(s % 5 + 1)]
-    rows += [event(99, source_id=str(n)) for n in range(50)]
-    table = events_of(rows)
-    for name, size in (("a", batch), ("b", 7)):
-        (tmp_path / name).mkdir()
-        reader = pa.RecordBatchReader.from_batches(EVENT_SCHEMA, table.to_batches(size))
-        write_shards(reader, tmp_path / name, shard_rows=20, row_group=6)
-    shards = [pq.read_table(path) for path in sorted((tmp_path / "a").iterdir())]
-    assert pa.concat_tables(shards) == table
-    subjects = [set(shard["subject_id"].to_pylist()) for shard in shards]
-    assert sum(map(len, subjects)) == 41
-    assert all(20 <= len(shard) < 25 for shard in shards[:-1])
-    pairs = zip(*(sorted((tmp_path / name).iterdir()) for name in "ab"), strict=True)
-    assert all(one.read_bytes() == two.read_bytes() for one, two in pairs)
 
 
 def test_a_sound_folder(tmp_path):

@@ -19,11 +19,18 @@ from rich.progress import (
 )
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.fhir import PARTS_FOLDER, Reading, ingest_fhir
+from ehrmamba_hf.events.fhir import Reading, ingest_fhir
 from ehrmamba_hf.events.meds import MedsRules, ingest_meds, is_meds
 from ehrmamba_hf.events.page import events_page
 from ehrmamba_hf.events.report import Outcome, Report
-from ehrmamba_hf.events.schema import CONTENTS, PAGE_FILE, REJECTS_FILE, REPORT_FILE
+from ehrmamba_hf.events.schema import (
+    CONTENTS,
+    DATA_FOLDER,
+    PAGE_FILE,
+    PARTS_FOLDER,
+    REJECTS_FILE,
+    REPORT_FILE,
+)
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import find_files, size_of
 from ehrmamba_hf.fhir.times import Clock
@@ -52,7 +59,7 @@ def ingest(
     """Read FHIR files or a MEDS dataset and write an events folder; return its report.
 
     What is written does not depend on the names or the order of files and lines, nor on `workers`
-    or `memory`. A run on FHIR files that was killed goes on where it ended.
+    or `memory`. A run that was killed goes on where it ended.
 
     Args:
         source: a folder (with subfolders) of FHIR R4, R4B or R5 as NDJSON, single resources or
@@ -81,7 +88,7 @@ def ingest(
     size = sum(map(size_of, files))
     with told_of_storage(out), resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         if meds:
-            _clear(folder, keep=frozenset())
+            _clear(folder, keep=frozenset({DATA_FOLDER, PARTS_FOLDER}))
             counted = ingest_meds(
                 source,
                 folder,

@@ -33,6 +33,11 @@ CONTENTS: Final = frozenset(
 )
 """All that an events folder holds."""
 
+PARTS_FOLDER: Final = "parts"
+"""What a run has finished, for the next if it is killed; not there once the folder is whole."""
+ROW_GROUP: Final = 65_536
+"""Rows of a shard's row groups."""
+
 TIME: Final = pa.timestamp("us")
 
 CATEGORIES: Final = (

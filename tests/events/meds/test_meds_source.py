@@ -78,7 +78,8 @@ def run(tmp_path):
         rejects = (out / "rejects.ndjson").read_text().splitlines()
         assert rows["rejected"] == len(rejects)
         assert {p.name for p in out.iterdir()} == {
-            *("data", "metadata", "encounters.parquet", "subjects.parquet", "rejects.ndjson")
+            *("data", "metadata", "encounters.parquet", "subjects.parquet", "rejects.ndjson"),
+            "parts",
         }
         return SimpleNamespace(
             out=out,
@@ -371,7 +372,7 @@ def written(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in folder.rglob("*")
-        if p.is_file() and p.name != "rejects.ndjson"
+        if p.is_file() and p.name != "rejects.ndjson" and p.parent.name != "parts"
     }
 
 

@@ -25,10 +25,10 @@ from ehrmamba_hf.events.schema import (
     ENCOUNTER_SCHEMA,
     EVENT_SCHEMA,
     ORDER,
+    ROW_GROUP,
     SUBJECT_SCHEMA,
 )
 
-ROW_GROUP: Final = 65_536
 SHARD_ROWS: Final = 2_000_000
 """Patients are cut into the fewest shards, a power of two, that hold no more on average."""
 _ID_BITS: Final = 63
@@ -180,6 +180,11 @@ def shards_of(events: int) -> list[Shard]:
     return [Shard(n, n * width, (n + 1) * width - 1) for n in range(1 << bits)]
 
 
+def shard_file(out: Path, shard: Shard) -> Path:
+    """Where a shard's events lie in an events folder."""
+    return out / DATA_FOLDER / f"shard-{shard.number:05d}.parquet"
+
+
 def find_losers(parts: Parts, threads: int, memory: int) -> None:
     """Write losers.parquet: the records that are not used because of another version, and why.
 
@@ -244,8 +249,8 @@ def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str,
         for name in ("events", "open_events", "resources"):
             database.execute(_MINE.format(name=name, **place))
         database.execute(_RESOLVED.format(**place))
-        file = out / DATA_FOLDER / f"shard-{shard.number:05d}.parquet"
-        copy_sorted(database, _SORTED.format(order=ORDER, **place), EVENT_SCHEMA, file)
+        query = _SORTED.format(order=ORDER, **place)
+        copy_sorted(database, query, EVENT_SCHEMA, shard_file(out, shard))
         named = _named_file(parts, shard.number)
         medications = "SELECT DISTINCT medication_id FROM resolved WHERE medication_id IS NOT NULL"
         database.execute(f"COPY ({medications}) TO {_quote(named)} (FORMAT parquet)")

@@ -21,6 +21,7 @@ from ehrmamba_hf.events.fhir.assemble import (
     find_losers,
     iter_rejects,
     keep,
+    shard_file,
     shards_of,
     write_shard,
     write_tables,
@@ -34,7 +35,6 @@ from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
 from ehrmamba_hf.folders import finish_part, finished_part
 from ehrmamba_hf.processes import Run, crew
 
-PARTS_FOLDER: Final = "parts"
 _FORMAT: Final = "1"
 """Of the parts: another one where a new version of the code gives others for the same input."""
 
@@ -134,10 +134,8 @@ def _assemble(
     summary = Summary(**kept)
     for counted in run(_use_shard, shards, parts, folder, key, memory // workers):
         summary.add(counted)
-    written = {f"shard-{shard.number:05d}.parquet" for shard in shards}
-    for file in (folder / DATA_FOLDER).iterdir():
-        if file.name not in written:  # of a run before this one, on other input
-            file.unlink()
+    for other in {*(folder / DATA_FOLDER).iterdir()} - {shard_file(folder, s) for s in shards}:
+        other.unlink()  # of a run before this one, on other input
     tables = {
         "kept_subjects": folder / SUBJECTS_FILE,
         "kept_encounters": folder / ENCOUNTERS_FILE,
@@ -151,5 +149,5 @@ def _use_shard(shard: Shard, parts: Parts, folder: Path, key: str, memory: int) 
     content = finished_part(done, key)
     if content is None:
         content = write_shard(parts, shard, folder, memory)
-        finish_part(done, key, content)
+        finish_part(done, key, content, [shard_file(folder, shard)])
     return content

@@ -49,9 +49,9 @@ SELECT r.subject_id, r.time, m.name AS code, r.numeric_value, r.text_value, r.en
     coalesce(CASE WHEN trim(r.unit) NOT IN ('', 'UNK') THEN trim(r.unit) END, m.unit) AS unit,
     m.category, m.codings, scoped(r.subject_id, r.encounter_id) AS encounter_id,
     NULL::VARCHAR AS resource_type, NULL::VARCHAR AS source_id
-FROM rows AS r
+FROM (FROM rows WHERE subject_id BETWEEN $low AND $high) AS r
 JOIN meanings AS m ON r.code = m.code AND r.source_table = m.source_table
-LEFT JOIN late_rows AS l
+LEFT JOIN (FROM late_rows WHERE subject_id BETWEEN $low AND $high) AS l
     ON late(m.after_encounter, m.category, r.time) AND r.subject_id = l.subject_id
     AND r.time = l.time AND coalesce(scoped(r.subject_id, r.encounter_id), '') = l.encounter_id
 ANTI JOIN (SELECT DISTINCT subject_id, time FROM told WHERE refused) AS f

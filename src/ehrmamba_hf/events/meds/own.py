@@ -10,7 +10,9 @@ from ehrmamba_hf.events.meds.shards import quoted
 from ehrmamba_hf.events.schema import CATEGORIES, ENCOUNTERS_FILE, EVENT_SCHEMA, SUBJECTS_FILE
 from ehrmamba_hf.events.table import read_encounters, read_subjects
 
-EVENTS: Final = f"SELECT {', '.join(EVENT_SCHEMA.names)} FROM rows"
+EVENTS: Final = (
+    f"SELECT {', '.join(EVENT_SCHEMA.names)} FROM rows WHERE subject_id BETWEEN $low AND $high"
+)
 _NO_ENCOUNTERS: Final = (
     f"The events name encounters, but there is no {ENCOUNTERS_FILE} beside them: visits are "
     "calendar days, and no stay is one."

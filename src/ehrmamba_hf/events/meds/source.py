@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +18,6 @@ import duckdb
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.meds import own
@@ -28,17 +26,17 @@ from ehrmamba_hf.events.meds.events import EVENTS, LATE, MACROS
 from ehrmamba_hf.events.meds.rules import Meaning, MedsRules, meaning_of_own, prefix_of
 from ehrmamba_hf.events.meds.shards import Shards, is_meds, quoted, read_about, read_shards
 from ehrmamba_hf.events.meds.subjects import make_subjects
+from ehrmamba_hf.events.meds.writing import source_key, write_events
 from ehrmamba_hf.events.metadata import CodeNote, read_codes, write_metadata
 from ehrmamba_hf.events.schema import (
     DATA_FOLDER,
     ENCOUNTER_SCHEMA,
     ENCOUNTERS_FILE,
-    ORDER,
     REJECTS_FILE,
+    ROW_GROUP,
     SUBJECT_SCHEMA,
     SUBJECTS_FILE,
 )
-from ehrmamba_hf.events.shards import ROW_GROUP, write_shards
 
 __all__ = ["ingest_meds", "is_meds"]
 
@@ -74,7 +72,8 @@ _ROWS: Final = """
 CREATE VIEW rows AS FROM source WHERE subject_id IS NOT NULL AND trim(code) <> '' AND fits
 """
 _SEEN: Final = """
-CREATE TABLE seen AS SELECT subject_id, min(file) <> max(file) AS scattered
+CREATE TABLE seen AS
+SELECT subject_id, count(*) AS rows, min(file) <> max(file) AS scattered
 FROM rows GROUP BY subject_id
 """
 _MARKS: Final = """
@@ -104,7 +103,8 @@ def ingest_meds(
         source: a folder with `data/**/*.parquet`; see `read_shards` for what may differ from MEDS
             0.4. Shards need not be sorted, and a subject may be in several.
         out: an existing folder to write `data/`, `encounters.parquet`, `subjects.parquet`,
-            `metadata/` and `rejects.ndjson` into.
+            `metadata/` and `rejects.ndjson` into. Shards that an earlier run on the same dataset
+            finished there are kept; `parts/` tells which.
         workers: threads; one per CPU by default.
         memory: of DuckDB, such as "4GB"; what does not fit spills into `out`.
         progress: show a progress bar.
@@ -148,8 +148,7 @@ class _Dataset:
         self._shards: Shards = read_shards(source, rules.columns)
         self._about = read_about(source)
         self._spill = out / "spill"
-        for leftover in (self._spill, out / DATA_FOLDER):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(self._spill, ignore_errors=True)
         self._database = _connect(self._spill, threads, memory)
         self._run = self._database.execute
         hourless = ", ".join(f"TIME {quoted(time)}" for time in rules.hourless)
@@ -176,7 +175,10 @@ class _Dataset:
             query, warnings = own.EVENTS, own.load_own(self._database, self._source)
         else:
             self._run(LATE)
-        self._write_events(query, progress=progress)
+        key = source_key(self._source, self._rules)
+        write_events(self._database, query, self._out, key, progress=progress)
+        files = quoted(str(self._out / DATA_FOLDER / "*.parquet"))
+        self._run(f"CREATE VIEW written AS FROM read_parquet({files})")
         self._write_table("people", SUBJECT_SCHEMA, "subject_id", SUBJECTS_FILE)
         order = 'subject_id, "start", encounter_id'
         self._write_table("stays", ENCOUNTER_SCHEMA, order, ENCOUNTERS_FILE)
@@ -217,23 +219,6 @@ class _Dataset:
         self._database.register("told_meanings", pa.Table.from_pylist(rows, schema=_MEANINGS))
         self._run("CREATE TABLE meanings AS FROM told_meanings")
         return codes, mimic
-
-    def _write_events(self, query: str, *, progress: bool) -> None:
-        folder = self._out / DATA_FOLDER
-        folder.mkdir()
-        events = self._database.sql(f"{query} ORDER BY {ORDER}").to_arrow_reader(ROW_GROUP)
-        total = self._shards.rows
-        bar = tqdm(desc="ingest", unit=" rows", total=total, leave=False, disable=not progress)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for batch in events:
-                yield batch
-                bar.update(len(batch))
-
-        with bar:
-            write_shards(pa.RecordBatchReader.from_batches(events.schema, batches()), folder)
-        files = quoted(str(folder / "*.parquet"))
-        self._run(f"CREATE VIEW written AS FROM read_parquet({files})")
 
     def _write_table(self, table: str, schema: pa.Schema, order: str, file: str) -> None:
         names = ", ".join(f'"{name}"' for name in schema.names)
