@@ -146,7 +146,7 @@ def ingest(
 ) -> None:
     """Read FHIR or MEDS into MEDS-shaped Parquet, with report.html and rejects.ndjson.
 
-    A run on FHIR that was killed goes on where it ended when it is started again.
+    A run that was killed goes on where it ended when it is started again.
     """
     from ehrmamba_hf import events
     from ehrmamba_hf.config import load_config, with_flags

@@ -148,6 +148,8 @@ def only_writer(out: Path) -> Iterator[None]:
     with lock.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle.fileno()).st_ino != lock.stat().st_ino:
+                raise FileExistsError  # a run that has just ended took away the file that we opened
         except OSError:
             raise InputError(f"{out}: expected to be the only writer, found another run") from None
         try:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ehrmamba_hf.corpus.page import MIN_CASES, data_page
+from ehrmamba_hf.corpus.page import data_page
+from ehrmamba_hf.tasks import MIN_CASES
 
 PREPARED: dict[str, Any] = {
     "vocabulary": 1_215,

@@ -6,11 +6,9 @@ from typing import Any, Final
 
 from ehrmamba_hf.events.page import noun, warnings
 from ehrmamba_hf.pages import Column, Verdict, by_power, environment, percent, thousands
-from ehrmamba_hf.tasks import registered
+from ehrmamba_hf.tasks import MIN_CASES, registered
 from ehrmamba_hf.timelines import SPLITS
 
-MIN_CASES: Final = 20
-"""Under so many positives or negatives in the test split, a task is not judged."""
 _NOTABLE: Final = 0.1
 """From this share on, unknown codes and events outside encounters are said first."""
 _WAYS: Final = {

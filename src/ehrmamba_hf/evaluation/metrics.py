@@ -35,9 +35,7 @@ from ehrmamba_hf.evaluation.results import (
     TaskEvaluation,
     TaskMetrics,
 )
-
-MIN_CASES = 20
-"""Fewer examples than this of either outcome in the test split, and a task is not judged."""
+from ehrmamba_hf.tasks import MIN_CASES
 
 FALLBACK_THRESHOLD = 0.5
 

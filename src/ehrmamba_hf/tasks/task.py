@@ -3,9 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ehrmamba_hf.timelines.record import DAY, Record
 from ehrmamba_hf.timelines.visits import Visit
+
+MIN_CASES: Final = 20
+"""Fewer examples than this of either outcome in the test split, and a task is not judged."""
 
 
 @dataclass(frozen=True, slots=True)
