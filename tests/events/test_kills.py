@@ -183,27 +183,15 @@ def disturbed(command: Command, out: Path, rng: random.Random) -> int:
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(ingestion, tmp_path):
-    rng, kills, number = random.Random(2), 0, 0
-    while kills < KILLS:
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [("ingestion", KILLS), ("meds_ingestion", KILLS // 3), ("preparation", KILLS // 3)],
+)
+def test_kills_at_random_moments_change_nothing(name, kills, request, tmp_path):
+    command, rng, number = request.getfixturevalue(name), random.Random(kills), 0
+    while kills > 0:
         number += 1
-        kills += disturbed(ingestion, tmp_path / str(number) / "events", rng)
-
-
-@pytest.mark.slow
-def test_kills_of_a_meds_ingestion_change_nothing(meds_ingestion, tmp_path):
-    rng, kills, number = random.Random(4), 0, 0
-    while kills < KILLS // 3:
-        number += 1
-        kills += disturbed(meds_ingestion, tmp_path / str(number) / "events", rng)
-
-
-@pytest.mark.slow
-def test_kills_of_a_preparation_change_nothing(preparation, tmp_path):
-    rng, kills, number = random.Random(3), 0, 0
-    while kills < KILLS // 3:
-        number += 1
-        kills += disturbed(preparation, tmp_path / str(number) / "data", rng)
+        kills -= disturbed(command, tmp_path / str(number) / "out", rng)
 
 
 @pytest.mark.slow

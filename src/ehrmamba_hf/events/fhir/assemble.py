@@ -138,7 +138,7 @@ LEFT JOIN failed USING (row) GROUP BY ALL
 """
 _COUNTS: Final = """
 SELECT category, code, year(time) AS year, min(time), max(time), count(*)
-FROM used GROUP BY ALL
+FROM read_parquet({file}) GROUP BY ALL
 """
 _DANGLING: Final = """
 SELECT resource_type || '.encounter', count(*) FROM used ANTI JOIN stays
@@ -249,8 +249,8 @@ def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str,
         for name in ("events", "open_events", "resources"):
             database.execute(_MINE.format(name=name, **place))
         database.execute(_RESOLVED.format(**place))
-        query = _SORTED.format(order=ORDER, **place)
-        copy_sorted(database, query, EVENT_SCHEMA, shard_file(out, shard))
+        query, file = _SORTED.format(order=ORDER, **place), shard_file(out, shard)
+        copy_sorted(database, query, EVENT_SCHEMA, file)
         named = _named_file(parts, shard.number)
         medications = "SELECT DISTINCT medication_id FROM resolved WHERE medication_id IS NOT NULL"
         database.execute(f"COPY ({medications}) TO {_quote(named)} (FORMAT parquet)")
@@ -258,7 +258,7 @@ def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str,
             "outcomes": database.execute(_OUTCOMES).fetchall(),
             "counts": [
                 (*row[:3], *(t.isoformat() for t in row[3:5]), row[5])
-                for row in database.execute(_COUNTS).fetchall()
+                for row in database.execute(_COUNTS.format(file=_quote(file))).fetchall()
             ],
             "dangling": database.execute(_DANGLING).fetchall(),
         }
