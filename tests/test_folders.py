@@ -1,6 +1,7 @@
 """Folders that are whole or not there, and runs that go on where they ended."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,50 @@ def test_a_part_counts_for_the_key_that_it_was_made_from(tmp_path):
     assert finished_part(file, "a") is None
     finish_part(file, "a", {"rows": 3})
     assert finished_part(file, "a") == {"rows": 3}
-    assert finished_part(file, "b") is None
     assert names(tmp_path) == ["part.json"]
     assert json.loads(file.read_text())["key"] == "a"
+    assert finished_part(file, "b") is None
+
+
+def test_a_part_counts_with_its_whole_data_alone(tmp_path):
+    file, data = tmp_path / "parts" / "part.json", tmp_path / "data" / "rows"
+    for path in (file, data):
+        path.parent.mkdir()
+    for spoil in (data.unlink, lambda: data.write_text("12")):
+        data.write_text("1 2 3")
+        finish_part(file, "a", 3, [data])
+        assert finished_part(file, "a") == 3
+        spoil()
+        assert finished_part(file, "a") is None
+
+
+def test_a_part_of_another_run_is_forgotten_before_its_data_are_replaced(tmp_path):
+    file = tmp_path / "part.json"
+    finish_part(file, "a", 1)
+    assert finished_part(file, "b") is None  # and that run is killed before it has finished
+    assert finished_part(file, "a") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
+def test_a_part_that_a_lost_disk_left_is_none(tmp_path, text):
+    (tmp_path / "part.json").write_text(text)
+    assert finished_part(tmp_path / "part.json", "a") is None
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    for _ in range(2):
+        with resumable(tmp_path / "out", marker="done", contents=["done"]) as folder:
+            (folder / "done").write_text("")
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path / "out") == ["done"]
+    assert names(tmp_path / "disk") == ["out"]
+
+
+@pytest.mark.parametrize("out", ["s3a://bucket/events", ".", "/"])
+def test_places_that_no_folder_can_take(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected a"), staged(Path(out), marker="x", contents=[]):
+        pass
+    assert names(tmp_path) == []

@@ -37,7 +37,8 @@ EventsOption = Annotated[Path, typer.Option(help="Events folder, of `ingest`.")]
 Timezone = Annotated[str | None, typer.Option(help="IANA name; for sources written in UTC.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one per CPU")]
 Memory = Annotated[
-    str | None, typer.Option(help="About what they may use in all.", show_default="4GB")
+    str | None,
+    typer.Option(help="About, in all; on Spark, a task's.", show_default="4GB"),
 ]
 Engine = Annotated[
     Literal["local", "spark"], typer.Option(help="`spark`: on the cluster of --master.")
@@ -93,6 +94,13 @@ def _spark_master(engine: str, master: str | None) -> str | None:
     return master
 
 
+def _expect_none_on_spark(given: dict[str, object]) -> None:
+    """Raises InputError for a flag that has no effect on a cluster."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"engine spark: expected no --{name}, found {value}")
+
+
 def _names(tasks: str | None) -> list[str] | None:
     return [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
 
@@ -146,7 +154,7 @@ def ingest(
 ) -> None:
     """Read FHIR or MEDS into MEDS-shaped Parquet, with report.html and rejects.ndjson.
 
-    A run that was killed goes on where it ended when it is started again.
+    A killed run goes on when it is started again; on Spark, it starts anew.
     """
     from ehrmamba_hf import events
     from ehrmamba_hf.config import load_config, with_flags
@@ -164,15 +172,17 @@ def ingest(
         memory=memory,
     )
     table: Any = given.units if given.units in (None, "common") else Path(given.units)
+    added = (given.systems, given.mappings, table)
     options: dict[str, Any] = {
         "timezone": given.timezone,
-        "book": Codebook.load(given.systems, given.mappings, table),
+        "book": Codebook.load(given.systems, given.mappings, table) if any(added) else None,
         "memory": given.memory,
         "progress": _progress(),
     }
     if url := _spark_master(engine, master):
         from ehrmamba_hf import spark
 
+        _expect_none_on_spark({"workers": given.workers, "meds-rules": given.meds_rules})
         report = spark.ingest(source, out, master=url, **options)
     else:
         rules = read_rules(given.meds_rules) if given.meds_rules else None
@@ -200,7 +210,7 @@ def prepare(
 ) -> None:
     """Make splits, bins, vocabulary, tokenizer, labels and Arrow sequences, with report.html.
 
-    A run that was killed goes on where it ended when it is started again.
+    A run that was killed goes on where it ended when it is started again; on Spark, anew.
     """
     from msgspec.structs import replace
 

@@ -1,17 +1,21 @@
 """Output folders and files that appear whole or not at all, and runs that continue."""
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 
 from ehrmamba_hf.errors import InputError, OutputError, SchemaError
+
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 @contextmanager
@@ -26,9 +30,10 @@ def staged(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Pat
         contents: the names that such a result may hold, so that nothing else is lost with it.
 
     Raises:
-        InputError: `out` holds anything else, or another run is writing it.
+        InputError: `out` holds anything else, another run is writing it, or it is a place that no
+            folder can be renamed to.
     """
-    out = Path(out)
+    out = _place(out)
     _expect_replaceable(out, marker, contents)
     temporary, old = _sibling(out, "partial"), _sibling(out, "old")
     with only_writer(out):
@@ -45,11 +50,16 @@ def staged(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[Pat
 
 
 @contextmanager
-def told_of_storage(out: Path) -> Iterator[None]:
-    """A full disk and a read-only folder as an OutputError."""
+def told_of_storage(out: Path | str) -> Iterator[None]:
+    """A full disk, a read-only folder and too little memory as an OutputError."""
     try:
         yield
-    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except duckdb.OutOfMemoryException as error:  # also where it cannot spill to the disk
+        raise OutputError(
+            f"{out}: cannot be written: not enough memory, or disk space to spill to. What is "
+            "finished is kept: run again with more memory, fewer workers, or once there is room"
+        ) from error
+    except (OSError, duckdb.IOException) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise OutputError(
             f"{out}: cannot be written: {reason or error}. What is finished is kept: run again "
@@ -64,7 +74,7 @@ def resumable(out: Path, *, marker: str, contents: Collection[str]) -> Iterator[
     Which of it can be used is for `finished_part` to say. Only what another run would meet again,
     an InputError or a SchemaError, takes it all away.
     """
-    out = Path(out)
+    out = _place(out)
     _expect_replaceable(out, marker, contents)
     temporary, old = _sibling(out, "partial"), _sibling(out, "old")
     with only_writer(out):
@@ -91,21 +101,26 @@ def finish_part(file: Path, key: str, content: Any, files: Iterable[Path] = ()) 
     """
     # A worker may live on a moment after its run was killed. It must not bring back a folder that
     # the next run has done with, nor be believed where its data files went with that.
-    names = [os.path.relpath(path, file.parent) for path in files]
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    part = {"key": key, "content": content, "files": names}
+    sizes = {os.path.relpath(path, file.parent): path.stat().st_size for path in files}
+    part = {"key": key, "content": content, "files": sizes}
     temporary.write_text(json.dumps(part), encoding="utf-8")
     temporary.replace(file)
 
 
 def finished_part(file: Path, key: str) -> Any | None:
-    """The content of a part that was finished from the same key; None if it has to be made."""
-    try:
+    """The content of a part that was finished from the same key; None if it has to be made.
+
+    What is told of another key is forgotten: its data files are about to be replaced, and a run
+    that is killed meanwhile would leave it to be believed with the data of another.
+    """
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a lost disk leaves these
         part = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    whole = part["key"] == key and all((file.parent / n).exists() for n in part["files"])
-    return part["content"] if whole else None
+        sizes = {name: (file.parent / name).stat().st_size for name in part["files"]}
+        if part["key"] == key and sizes == part["files"]:
+            return part["content"]
+    file.unlink(missing_ok=True)
+    return None
 
 
 @contextmanager
@@ -147,15 +162,38 @@ def only_writer(out: Path) -> Iterator[None]:
     lock = _sibling(out, "lock")
     with lock.open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _without_locks():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(handle.fileno()).st_ino != lock.stat().st_ino:
-                raise FileExistsError  # a run that has just ended took away the file that we opened
-        except OSError:
+                raise BlockingIOError  # a run that has just ended took away the file that we opened
+        except (BlockingIOError, FileNotFoundError):
             raise InputError(f"{out}: expected to be the only writer, found another run") from None
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _without_locks() -> Iterator[None]:
+    """On a file system that has no locks, as some of clusters, nobody can be kept out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
+def _place(out: Path) -> Path:
+    """Where a folder to be is, behind links. Raises InputError where none can be renamed to it."""
+    if _URL.match(str(out)):
+        raise InputError(f"{out}: expected a folder of this machine, found a URL")
+    place = Path(out).resolve()
+    if Path.cwd().is_relative_to(place):
+        raise InputError(f"{out}: expected a new folder, found the one that we are in")
+    if os.path.ismount(place):
+        raise InputError(f"{out}: expected a folder within a disk, found the whole of one")
+    return place
 
 
 def _expect_replaceable(out: Path, marker: str, contents: Collection[str]) -> None:

@@ -1,24 +1,38 @@
 """The page of a data folder says what prepare.json says, and where its stays do not add up."""
 
+import json
 import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ehrmamba_hf.corpus.page import data_page
+from ehrmamba_hf.corpus import PrepareSettings, prepare
+from ehrmamba_hf.corpus.page import _CUT, _MADE, _WAYS, data_page
 from ehrmamba_hf.tasks import MIN_CASES
+from ehrmamba_hf.timelines import SplitRules
 
 PREPARED: dict[str, Any] = {
     "vocabulary": 1_215,
     "binned_codes": 22,
     "context_length": 2_048,
+    "tokenizer": "fitted",
     "min_patients": 10,
+    "settings": {
+        "categories": ["lab", "vital_sign"],
+        "splits": {"pretrain": 0.57, "finetune": 0.285, "validation": 0.1, "seed": 3},
+        "train_stays": 4,
+        "new_onset": False,
+    },
     "follow_up_end": "2023-07-10 15:34:00",
     "fingerprint": "5f1c0b9e",
     "patients": {"test": 800, "pretrain": 3_000, "finetune": 0},
     "stays": {"test": 1_000, "pretrain": 4_000},
     "tokens": {"test": 50_000, "pretrain": 123_456},
-    "visits": {
+    "visits": {"encounters": 5_300, "stays": 5_000, "other_visits": 0},
+    "records": {
         "inside_a_visit": 700,
         "before_the_encounter_it_references": 20,
         "before_the_next_stay": 30,
@@ -83,7 +97,7 @@ def test_the_first_screen_says_what_to_know_before_training(text):
         "1 of 2 tasks can be judged on the test split.",
         "From reading: All times are written in UTC.",
         "From reading: 50 resources (0.6 %) were rejected.",
-        "25.0 % of the events lie outside every encounter.",
+        "25.0 % of the events lie outside every visit.",
         "under 20 positives or negatives in the test split: own_task.",
     ):
         assert text.index(point) < first
@@ -139,9 +153,62 @@ def test_unknown_codes_and_unfitted_units(text):
 
 
 def test_visits(text):
-    assert "outside every encounter: a visit of their calendar day 250 25.0 %" in text
+    assert "outside every visit: a visit of their calendar day 250 25.0 %" in text
     assert "All 1,000 100 %" in text
-    assert "stays merged 11 events after death, cut out 9" in text
+    assert (
+        "inpatient stays, merged with the one that they overlap or closely follow 11 "
+        "events after death, cut out 9 What visits were made of" in text
+    )
+    assert "inpatient stays made of them 5,000 other visits made of them 0" in text
+
+
+def test_a_real_run_is_told_whole_and_in_words(data: Path) -> None:
+    """What was cut out of records was never shown, and sizes were said to be cut out."""
+    told = json.loads((data / "prepare.json").read_text())
+    assert set(told) == set(PREPARED)
+    text = text_of((data / "report.html").read_text())
+    assert not set(told["records"]) & set(told["visits"])
+    assert set(told["visits"]) == set(_MADE)
+    merged = {"encounter_parts_joined", "stays_merged", "encounters_absorbed", "encounters_merged"}
+    assert merged | {"without_birth_date", "without_any_event"} <= set(told["records"])
+    for key, count in (told["records"] | told["visits"]).items():
+        assert f" {(_WAYS | _CUT | _MADE)[key]} {count:,} " in text
+    assert told["visits"]["stays"] == sum(told["stays"].values())
+    assert PREPARED["settings"].keys() <= told["settings"].keys()
+    assert f"Follow-up ends {told['follow_up_end'][:10]} " in text
+    assert told["follow_up_end"][:16] not in text
+
+
+def test_what_was_cut_out_at_death_and_merged_is_shown(write_events: Callable[..., Path]) -> None:
+    noon = datetime(2020, 1, 1, 12)
+    hour = timedelta(hours=1)
+    death = noon + 10 * hour
+    people = [{"subject_id": 1, "source_id": "a", "death": death, "deceased": True}]
+    stays = [
+        {"encounter_id": name, "class": "IMP", "start": noon + k * hour, "end": noon + n * hour}
+        for name, k, n in (("one", 0, 4), ("two", 5, 9), ("three", 20, 30))
+    ]
+    labs = [{"subject_id": 1, "time": noon + k * hour, "code": "LOINC/1"} for k in (1, 2, 21)]
+    folder = write_events(people, [{"subject_id": 1, **stay} for stay in stays], labs)
+    rules = SplitRules(pretrain=1.0, finetune=0.0, validation=0.0)
+    settings = PrepareSettings(min_patients=1, splits=rules)
+    out = prepare(folder, folder.parent / "data", settings, progress=False)
+    text = text_of((out / "report.html").read_text())
+    for words in (
+        "events after death, cut out 1",
+        "encounters after death, cut out 1",
+        "patients without a birth date 1",
+        "merged with the one that they overlap or closely follow 1",
+    ):
+        assert words in text
+
+
+def test_a_given_tokenizer_is_not_said_to_be_fitted() -> None:
+    given = {k: v for k, v in PREPARED.items() if k != "min_patients"} | {"tokenizer": "given"}
+    text = text_of(data_page(given))
+    assert "The vocabulary and the bins are those of the tokenizer given." in text
+    assert "fitted on the pretrain split alone" not in text
+    assert "fitted on the pretrain split alone" in text_of(data_page(PREPARED))
 
 
 def test_histograms_share_an_axis_without_holes():
@@ -157,7 +224,10 @@ def test_settings_and_source(text):
     for fact in (
         "Tokens in the vocabulary 1,215",
         "Longest sequence, in tokens 2,048",
-        "Follow-up ends 2023-07-10 15:34:00",
+        "Follow-up ends 2023-07-10 Events that become tokens lab, vital sign",
+        "57 % pretrain, 28.5 % finetune, 10 % of each for validation, the rest test; seed 3",
+        "Stays of a patient that finetuning draws at most 4",
+        "Conditions are asked in every stay",
         "Fingerprint of input and settings 5f1c0b9e",
         "Of 9,000 FHIR resources read, 8,000 were used (88.9 %), 950 not used and 50 rejected.",
         "no code 950",
@@ -167,7 +237,7 @@ def test_settings_and_source(text):
 
 def test_what_an_older_version_wrote_is_shown():
     older = {key: PREPARED[key] for key in ("patients", "stays", "tokens", "tasks", "vocabulary")}
-    older["records"] = PREPARED["visits"]
+    older["records"] = PREPARED["records"]
     text = text_of(data_page(older))
     assert "inside the visit whose time holds them 700 70.0 %" in text
     assert "How much a patient has" not in text

@@ -183,6 +183,51 @@ def test_parts_of_other_settings_or_events_are_not_taken(
     assert content(out) == content(undisturbed)
 
 
+def test_labels_of_a_changed_task_are_not_taken(
+    sharded: Path,
+    settings: PrepareSettings,
+    tmp_path: Path,
+    made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task of the same name, with another function, was once given the labels of the first."""
+    base = next(task for task in registered() if task.name == "readmission")
+    own = replace(base, name="own", token=TASK_TOKENS[6])
+    out = tmp_path / "data"
+    try:
+        register(replace(own, label=lambda case, index: True))
+        with monkeypatch.context() as patch:
+            patch.setattr(MODULE, "save_dataset", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                prepare(sharded, out, settings, progress=False)
+        unregister("own")
+        register(replace(own, label=lambda case, index: False))
+        prepare(sharded, out, settings, progress=False)
+    finally:
+        unregister("own")
+    labels = pq.read_table(out / "labels.parquet", filters=[("task", "=", "own")])
+    assert labels["boolean_value"].unique().to_pylist() == [False]
+
+
+def test_a_wrong_file_of_codes_leaves_a_killed_run_alone(
+    sharded: Path,
+    settings: PrepareSettings,
+    tmp_path: Path,
+    made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "save_dataset", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(sharded, out, settings, progress=False)
+    wrong = msgspec.structs.replace(settings, more_codes=str(tmp_path / "none.yaml"))
+    with pytest.raises(InputError, match=r"none\.yaml"):
+        prepare(sharded, out, wrong, progress=False)
+    prepare(sharded, out, settings, progress=False)
+    assert len(made) == 3 * SHARDS
+
+
 def test_a_patient_in_two_shards(sharded: Path, settings: PrepareSettings, tmp_path: Path) -> None:
     shutil.copytree(sharded, tmp_path / "events")
     shutil.copy(tmp_path / "events/data/s1.parquet", tmp_path / "events/data/twice.parquet")

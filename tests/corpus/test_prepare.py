@@ -21,7 +21,7 @@ from ehrmamba_hf.corpus.labels import LABEL_SCHEMA
 from ehrmamba_hf.errors import InputError, OutputError, SchemaError
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.tasks import Task, register, registered, unregister
-from ehrmamba_hf.timelines import SPLITS, SplitRules, iter_records, split_of, stays_of
+from ehrmamba_hf.timelines import SPLITS, SplitRules, VisitRules, iter_records, split_of, stays_of
 from ehrmamba_hf.timelines.record import DAY
 from ehrmamba_hf.tokenization.grammar_ehrmamba import CLS, COLUMNS, TASK_TOKENS
 
@@ -194,10 +194,39 @@ def test_events_that_a_model_has_never_seen(
         assert (out / "tokenizer" / name).read_bytes() == (data / "tokenizer" / name).read_bytes()
     assert len(load_sequences(out, "pretrain")) == 0
     assert set(datasets.load_from_disk(str(out / "finetune"))) == {"test"}
+    told, fitted = (json.loads((folder / "prepare.json").read_text()) for folder in (out, data))
+    assert (told["tokenizer"], fitted["tokenizer"]) == ("given", "fitted")
+    assert fitted["min_patients"] == fitted["settings"]["min_patients"] == 2
+    assert "min_patients" not in told and "min_patients" not in told["settings"]
     assert [{**row, "split": "test"} for row in labels_of(data)] == labels_of(out)
     mine = {(r["subject_id"], r["prediction_time"]): r for r in rows_of(out, "finetune")["test"]}
     for row in rows_of(data, "finetune")["test"]:
         assert mine[row["subject_id"], row["prediction_time"]] == row
+
+
+def test_settings_that_a_given_tokenizer_fixes(
+    data: Path, events: Path, settings: PrepareSettings, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(data)
+    for wrong, sentence in (
+        ({"context_length": 100}, "context_length: expected none .* 200, found 100"),
+        ({"categories": ("lab",)}, r"categories: expected none .* found \['lab'\]"),
+    ):
+        chosen = msgspec.structs.replace(settings, **wrong)
+        with pytest.raises(InputError, match=sentence):
+            prepare(events, tmp_path / "out", chosen, tokenizer=tokenizer, progress=False)
+    out = prepare(events, tmp_path / "out", tokenizer=tokenizer, progress=False)
+    told = json.loads((out / "prepare.json").read_text())
+    assert told["settings"]["context_length"] == told["context_length"] == 200
+
+
+def test_settings_are_told_the_same_however_they_are_written(
+    data: Path, settings: PrepareSettings
+) -> None:
+    whole = msgspec.structs.replace(settings, visits=VisitRules(day_long_hours=24))
+    point = msgspec.structs.replace(settings, visits=VisitRules(day_long_hours=24.0))
+    assert json.dumps(whole.plain()) == json.dumps(point.plain())
+    assert json.loads((data / "prepare.json").read_text())["settings"] == whole.plain()
 
 
 @pytest.fixture
@@ -280,6 +309,8 @@ def test_no_patients(write_events: Callable[..., Path]) -> None:
         ({"context_length": 3}, "context_length: expected at least 4, found 3"),
         ({"min_patients": 0}, "min_patients: expected at least 1, found 0"),
         ({"train_stays": 0}, "train_stays: expected at least 1, found 0"),
+        ({"follow_up_end": "soon"}, "expected auto, complete or an ISO time, found soon"),
+        ({"follow_up_end": "2021-13-45"}, "expected auto, complete or an ISO time, found 2021-13"),
         ({"splits": SplitRules(pretrain=0.9)}, "splits: expected shares from 0 to 1"),
         ({"splits": SplitRules(validation=1.5)}, "splits: expected shares from 0 to 1"),
     ],
@@ -287,15 +318,6 @@ def test_no_patients(write_events: Callable[..., Path]) -> None:
 def test_settings_that_cannot_be(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         PrepareSettings(**fields)
-
-
-@pytest.mark.parametrize("end", ["2021-13-45", "soon"])
-def test_a_follow_up_end_that_is_no_time(
-    events: Path, settings: PrepareSettings, tmp_path: Path, end: str
-) -> None:
-    wrong = msgspec.structs.replace(settings, follow_up_end=end)
-    with pytest.raises(InputError, match="expected auto, complete or an ISO time"):
-        prepare(events, tmp_path / "out", wrong, progress=False)
 
 
 def test_follow_up_ends_where_the_settings_say(

@@ -132,7 +132,12 @@ class Maker:
             period = {"start": "2019-03-01", "end": end}
             whose = {"reference": f"Patient/p{n % PEOPLE}"}
             found.append({"resourceType": "Encounter", "id": f"e{n}", "subject": whose, "period": period})  # noqa: E501  # fmt: skip
-        for n in range(DRUGS - 1):
+        for n, whole in enumerate(("Medication/m3", "Medication/m0")):
+            parts = [{"itemReference": {"reference": whole}}] * (n + 1)
+            if n == 0:
+                parts.append({"itemCodeableConcept": {"text": "water"}})
+            found.append({"resourceType": "Medication", "id": f"m{n}", "ingredient": parts})
+        for n in range(2, DRUGS - 1):
             found.append({"resourceType": "Medication", "id": f"m{n}", "code": {"text": f"drug {n}"}})  # noqa: E501  # fmt: skip
         return [json.dumps(record).encode() for record in found]
 

@@ -4,11 +4,19 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events import ingest
+from ehrmamba_hf.events.meds import MedsRules
+from ehrmamba_hf.folders import finish_part
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def rejects(folder: Path) -> list[dict]:
@@ -187,6 +195,62 @@ def test_a_killed_run_keeps_the_old_folder_and_the_next_one_goes_on(
     with pytest.raises(InputError):
         ingest(source, out, progress=False)
     assert (out / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["block", "kept", "shard"])
+def test_parts_are_not_believed_with_the_data_of_another_run(
+    hospital, write, tmp_path, monkeypatch, stage
+):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    expected, out = tmp_path / "expected", tmp_path / "out" / "events"
+    ingest(source, expected, progress=False)
+
+    def killed_at(place: str, zone: str | None = None) -> None:
+        def finish(done: Path, *given: Any) -> None:
+            if done.stem.startswith(place):
+                raise KeyboardInterrupt
+            finish_part(done, *given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ehrmamba_hf.events.fhir.source.finish_part", finish)
+            patch.setattr("ehrmamba_hf.events.ingestion.write_report", stop)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(source, out, timezone=zone, progress=False)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    killed_at("nowhere")  # but all is done
+    killed_at(stage, "Asia/Tokyo")  # its data are in place, and nothing says so
+    ingest(source, out, progress=False)
+    assert contents(out) == contents(expected)
+
+
+@pytest.mark.parametrize("lost", ["kept_subjects", "losers", "named-00000", "events-000000000"])
+def test_parts_that_lost_their_data_are_made_again(hospital, write, tmp_path, monkeypatch, lost):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    ingest(source, tmp_path / "expected", progress=False)
+    out = tmp_path / "out" / "events"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehrmamba_hf.events.ingestion.write_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(source, out, progress=False)
+    (out.parent / ".events.partial" / "parts" / f"{lost}.parquet").unlink()
+    ingest(source, out, progress=False)
+    assert contents(out) == contents(tmp_path / "expected")
+
+
+def test_options_without_effect_are_refused(hospital, write, tmp_path):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    with pytest.raises(InputError, match="expected no rules for FHIR"):
+        ingest(source, tmp_path / "events", rules=MedsRules(), progress=False)
+    ingest(source, tmp_path / "events", progress=False)
+    with pytest.raises(InputError, match="expected no timezone for a MEDS dataset"):
+        ingest(tmp_path / "events", tmp_path / "again", timezone="Asia/Tokyo", progress=False)
 
 
 def test_two_runs_on_one_folder(hospital, write, tmp_path, monkeypatch):

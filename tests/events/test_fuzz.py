@@ -21,6 +21,7 @@ from ehrmamba_hf.events import Report, read_encounters, read_subjects
 from ehrmamba_hf.events.fhir.parts import DEEPEST_BUNDLE
 from ehrmamba_hf.fhir import reading
 from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.codings import Concept
 from ehrmamba_hf.fhir.convert import convert
 from ehrmamba_hf.fhir.decoding import Other, aliases_of, decode, entries_of
 from ehrmamba_hf.fhir.identity import subject_id
@@ -48,7 +49,21 @@ class Version(NamedTuple):
         r = self.rows
         events = tuple((float32(e.numeric_value), codes(e), e._replace(concept=None, numeric_value=None)) for e in r.events)  # noqa: E501  # fmt: skip
         medication = r.medication and (r.medication.code, r.medication.codings)
-        return (r.patient_id, events, r.encounter, r.subject, medication)
+        ingredients = tuple(one if isinstance(one, str) else (one.code, one.codings) for one in r.ingredients)  # noqa: E501  # fmt: skip
+        return (r.patient_id, events, r.encounter, r.subject, medication, ingredients)
+
+
+def drugs_of(medications: dict[str, Rows]) -> dict[str, Concept]:
+    """What each medication is; those that are nothing are left out."""
+    whole = {name: rows.medication for name, rows in medications.items() if rows.medication}
+    drugs = dict(whole)
+    for name, rows in medications.items():
+        found = [whole.get(one) if isinstance(one, str) else one for one in rows.ingredients]
+        parts = [one for one in found if one]
+        if parts:
+            codings = dict.fromkeys(coding for part in parts for coding in part.codings)
+            drugs[name] = Concept(parts[0].code, tuple(codings))
+    return drugs
 
 
 def float32(value: float | None) -> float | None:
@@ -146,24 +161,30 @@ class Reference:
             if rows.encounter and rows.patient_id in patients
         }
         self.encounters = {(subject_id(p), name, *stay) for (p, name), stay in stays.items()}
-        drugs = {name: rows.medication for (_, name), rows in kept.items() if rows.medication}
-        named = set()
+        medications = {name: rows for (kind, name), rows in kept.items() if kind == "Medication"}
+        drugs = drugs_of(medications)
+        named: set[str | None] = set()
         for (kind, name), rows in kept.items():
             patient = name if kind == "Patient" else rows.patient_id
             if patient in patients:
                 named.update(event.medication_id for event in rows.events)
                 failure = self._use(patient, kind, name, rows, stays, drugs)
             else:
-                failure = None if rows.medication else "no Patient resource"
+                failure = None if kind == "Medication" else "no Patient resource"
             if failure:
                 self.not_used[kind, failure] += 1
-            elif not rows.medication:
+            elif kind != "Medication":
                 self.used[kind] += 1
-        for name in drugs:
-            if name in named:
+        for name in named & medications.keys():
+            inside = {one for one in medications[name].ingredients if isinstance(one, str)}
+            named |= {one for one in inside & drugs.keys() if medications[one].medication}
+        for name in medications:
+            if name not in named:
+                self.not_used["Medication", "nothing refers to it"] += 1
+            elif name in drugs:
                 self.used["Medication"] += 1
             else:
-                self.not_used["Medication", "nothing refers to it"] += 1
+                self.not_used["Medication", "no code"] += 1
 
     def _winners(self) -> Iterator[tuple[tuple[str, str], Rows]]:
         """Of each record's versions, the last updated one."""

@@ -191,6 +191,46 @@ def test_what_cannot_be_resolved_is_counted(run, hospital, resource):
     assert by_source(events)["r8 TEXT/x"]["available_time"] == at("2019-01-01T23:59:59.999999")
 
 
+def test_mixtures_are_what_their_ingredients_are(run, hospital, resource):
+    def mixture(name, *parts):
+        """Of Medications by id, and of texts."""
+        listed = [
+            {"itemReference": {"reference": part}}
+            if part.startswith("Medication/")
+            else {"itemCodeableConcept": {"text": part}}
+            for part in parts
+        ]
+        return resource("Medication", name, ingredient=listed)
+
+    def asked(name, drug):
+        reference = {"reference": f"Medication/{drug}"}
+        return resource("MedicationRequest", name, medicationReference=reference, authoredOn="2019")
+
+    rxnorm = "http://www.nlm.nih.gov/research/umls/rxnorm"
+    old, recent = ({"meta": {"lastUpdated": f"202{n}-01-01"}} for n in range(2))
+    extra = [
+        mixture("x1", "Medication/gone", "Medication/m2", "water", "Medication/m3", "water"),
+        mixture("x2", "Medication/gone", "Medication/x1"),
+        mixture("x3", "Medication/m4"),
+        resource("Medication", "m3", code={"coding": [{"system": rxnorm, "code": "old"}]}, **old),
+        resource("Medication", "m3", code={"coding": [{"system": rxnorm, "code": "3"}]}, **recent),
+        resource("Medication", "m4", code={"coding": [{"system": rxnorm, "code": "4"}]}),
+        asked("q7", "x1"),
+        asked("q8", "x2"),
+    ]
+    report, events = run([*hospital, *extra])
+    found = by_source(events)["q7 RXNORM/1"]
+    assert found["codings"] == ["RXNORM/1", "TEXT/water", "RXNORM/3"]
+    assert report.resources["MedicationRequest"].not_used == {"unresolved medicationReference": 1}
+    drugs = report.resources["Medication"]
+    assert drugs.used == 4  # m1, and x1 with m2 and m3, to which nothing else refers
+    assert drugs.not_used == {
+        "another version is used": 1,  # of m3
+        "no code": 1,  # x2: what is in a mixture is looked up once
+        "nothing refers to it": 2,  # x3, and m4 that only x3 has
+    }
+
+
 def test_references_in_all_forms(run, hospital):
     for form in ("https://h.org/fhir/{}", "https://h.org/fhir/{}/_history/2", "{}"):
         _, plain = run(hospital)
@@ -333,15 +373,22 @@ def test_utc_without_a_timezone_is_a_warning_and_with_one_a_conversion(run, hosp
 
 def test_what_the_report_tells_about_codes(run, hospital, resource):
     own = {"coding": [{"system": "https://h.org/codes/x", "code": "a"}]}
+    answer = {"coding": [{"system": "https://h.org/answers", "code": "yes"}]}
     extra = [
+        resource(
+            *("Observation", "o7"),
+            code={"coding": [{"system": "http://loinc.org", "code": "1-1"}]},
+            issued="2019",
+            valueCodeableConcept=answer,
+        ),
         resource("Observation", "o8", code=own, issued="2019"),
         resource("Observation", "o9", code={"text": "gait"}, issued="2019"),
     ]
     report, events = run([*hospital, *extra])
-    assert report.unknown_code_systems == {"https://h.org/codes/x": 1}
+    assert report.unknown_code_systems == {"https://h.org/answers": 1, "https://h.org/codes/x": 1}
     assert report.text_only_codes == 1
-    assert report.observations_without_category == 2
-    assert {"o8 CODES_X/a", "o9 TEXT/gait"} <= by_source(events).keys()
+    assert report.observations_without_category == 3
+    assert {"o8 CODES_X_0C0EF895/a", "o9 TEXT/gait"} <= by_source(events).keys()
 
 
 def test_two_ids_with_one_hash_are_an_error(run, hospital, monkeypatch):

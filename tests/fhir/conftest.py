@@ -18,7 +18,9 @@ Record = dict[str, Any]
 
 PATIENT = {"reference": "Patient/p"}
 STAY = {"reference": "Encounter/e"}
-DRUG = {"coding": [{"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": "5856"}]}
+RXNORM = "http://www.nlm.nih.gov/research/umls/rxnorm"
+DRUG = {"coding": [{"system": RXNORM, "code": "5856"}]}
+OTHER, INSIDE = {"reference": "Medication/m1"}, {"reference": "#inside"}
 GLUCOSE = {"coding": [{"system": "http://loinc.org", "code": "2345-7", "display": "Glucose"}]}
 MOMENT, LATER = "2019-03-04T10:00:00-05:00", "2019-03-04T11:30:00-05:00"
 SPAN = {"start": MOMENT, "end": LATER}
@@ -102,7 +104,11 @@ RECORDS = {
             "doseQuantity": {"value": 0.5, "code": "mL"},
         }
     ),
-    "Medication": Releases({"status": "active", "code": DRUG}),
+    "Medication": Releases(
+        {"status": "active", "identifier": [{"system": RXNORM, "value": "1"}]},
+        {"ingredient": [{"itemReference": OTHER}, {"itemCodeableConcept": DRUG}]},
+        {"ingredient": [{"item": {"reference": OTHER}}, {"item": {"concept": DRUG}}]},
+    ),
     "MedicationRequest": Releases(
         {"intent": "order", "subject": PATIENT, "encounter": STAY, "authoredOn": MOMENT},
         {"status": "stopped", "medicationCodeableConcept": DRUG},
@@ -128,11 +134,16 @@ RECORDS = {
         {"medication": {"reference": {"reference": "Medication/m"}}, "encounter": STAY},
     ),
     "MedicationStatement": Releases(
-        {"subject": PATIENT, "effectivePeriod": {"start": "2018-05"}, "dateAsserted": MOMENT},
-        {"status": "active", "medicationCodeableConcept": DRUG, "context": STAY},
+        {
+            "subject": PATIENT,
+            "effectivePeriod": {"start": "2018-05"},
+            "dateAsserted": MOMENT,
+            "contained": [{"resourceType": "Medication", "id": "inside", "code": DRUG}],
+        },
+        {"status": "active", "medicationReference": INSIDE, "context": STAY},
         {
             "status": "recorded",
-            "medication": {"concept": DRUG},
+            "medication": {"reference": INSIDE},
             "encounter": STAY,
             "adherence": {"code": {"coding": [{"code": "taking"}]}},
         },

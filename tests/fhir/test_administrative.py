@@ -57,6 +57,27 @@ def test_a_death_at_midnight_is_a_date(rows, at):
     assert found.events[0].available_time == at("2019-03-04T23:59:59.999999")
 
 
+@pytest.mark.parametrize(
+    ("written", "day"),
+    [
+        # New York: UTC-5, and UTC-4 from 10 March to 3 November 2019
+        ("2019-03-05T00:00:00Z", "2019-03-05"),
+        ("2019-03-11T00:00:00Z", "2019-03-11"),
+        ("2019-11-03T00:00:00Z", "2019-11-03"),
+        ("2019-03-10T05:00:00Z", "2019-03-10"),
+        ("2019-03-11T04:00:00Z", "2019-03-11"),
+    ],
+)
+def test_a_death_at_midnight_utc_is_of_the_day_that_is_written(rows, at, written, day):
+    found = rows("Patient", "America/New_York", deceasedDateTime=written, birthDate=day)
+    assert found.subject == SubjectRow(at(day), at(day), True, True, None, None)
+    assert found.events[1].time == at(day)
+    assert found.events[1].available_time == at(f"{day}T23:59:59.999999")
+    hour = written.replace(":00:00Z", ":00:01Z")
+    later = rows("Patient", "America/New_York", deceasedDateTime=hour).subject
+    assert not later.death_is_date and later.death != at(day)
+
+
 def test_encounter_in_r4_and_r5(rows, at):
     discharge = {"dischargeDisposition": {"coding": [{"code": "home"}], "text": "Home"}}
     period = {"start": "2019-03-04T10:00:00-05:00", "end": "2019-03-06T12:00:00-05:00"}
@@ -235,6 +256,49 @@ def test_what_is_planned_is_no_start(rows):
 def test_an_end_without_a_day_is_noted(rows):
     stay = rows("Encounter", subject=PATIENT, period={"start": "2019-03-04", "end": "2019-03"})
     assert stay.notes == ("period.end without a day",)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([("ombCategory", {"valueCoding": {"code": "2106-3"}})], "2106-3"),
+        (
+            [
+                ("ombCategory", {"valueCoding": {"code": "2106-3", "display": "White"}}),
+                ("ombCategory", {"valueCoding": {"code": "2028-9"}}),
+                ("text", {"valueString": "Mixed"}),
+            ],
+            "2028-9; White",
+        ),
+        ([("text", {"valueString": "Mixed"})], "Mixed"),
+        ([("ombCategory", {"valueCoding": {}}), ("text", {"valueString": "Mixed"})], "Mixed"),
+        ([("text", {})], None),
+    ],
+)
+def test_a_race_is_its_display_else_its_code_else_its_text(rows, parts, expected):
+    url = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race"
+    race = {"url": url, "extension": [{"url": part, **fields} for part, fields in parts]}
+    assert rows("Patient", extension=[race]).subject.race == expected
+
+
+def test_a_malformed_profile_costs_neither_the_rest_nor_goes_uncounted(rows):
+    identifier = [{"system": "http://fhir.mimic.mit.edu/identifier/encounter-hosp"}, 5]
+    found = rows(
+        "Encounter",
+        subject=PATIENT,
+        period={"start": "2119-01-01"},
+        meta={"profile": 5},
+        identifier=identifier,
+    )
+    assert found.encounter.source == "mimic"
+    assert sorted(found.notes) == ["identifier is malformed", "meta.profile is malformed"]
+
+
+def test_an_encounter_that_is_part_of_something_else(rows):
+    stay = {"subject": PATIENT, "period": {"start": "2019-03-04"}}
+    found = rows("Encounter", **stay, partOf={"reference": "EpisodeOfCare/5"})
+    assert found.encounter.part_of is None
+    assert found.notes == ("the encounter's reference names no Encounter",)
 
 
 def test_extensions_nested_as_deep_as_json_allows(disposition):

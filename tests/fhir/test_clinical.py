@@ -2,6 +2,8 @@
 
 import pytest
 
+from ehrmamba_hf.fhir.rows import NotUsed
+
 PATIENT = {"reference": "Patient/p"}
 STAY = {"reference": "Encounter/e"}
 GLUCOSE = {"coding": [{"system": "http://loinc.org", "code": "2345-7", "display": "Glucose"}]}
@@ -84,6 +86,53 @@ def test_a_procedure_without_an_hour_waits_for_its_encounter(
     assert found.end_time == (at(end) if end else None)
     assert found.available_time == at(available)
     assert found.after_encounter == after_encounter
+
+
+def test_a_procedure_at_midnight_utc_is_of_the_day_that_is_written(rows, at):
+    # New York puts its clocks on an hour on 10 March 2019.
+    for day in ("2019-03-10", "2019-03-11"):
+        utc = f"{day}T00:00:00Z"
+        plain = {"subject": PATIENT, "encounter": STAY, "code": GLUCOSE}
+        whole = rows(
+            "Procedure", "America/New_York", **plain, performedPeriod={"start": utc, "end": utc}
+        )
+        (event,) = whole.events
+        assert (event.time, event.after_encounter) == (at(day), True)
+        assert event.available_time == event.end_time == at(f"{day}T23:59:59.999999")
+    ended = {"start": "2019-03-10T23:00:00Z", "end": "2019-03-11T00:00:00Z"}
+    (event,) = rows("Procedure", "America/New_York", **plain, performedPeriod=ended).events
+    assert (event.time, event.end_time) == (at("2019-03-10T19:00"), at("2019-03-10T20:00"))
+    assert not event.after_encounter
+
+
+@pytest.mark.parametrize("kind", ["Condition", "AllergyIntolerance"])
+@pytest.mark.parametrize("code", ["entered-in-error", "refuted"])
+@pytest.mark.parametrize("place", ["second", "text", "beside"])
+def test_any_code_of_a_verification_counts(rows, kind, code, place):
+    local = {"system": "urn:h", "code": "7"}
+    status = {
+        "second": {"coding": [local, {"code": code}]},
+        "text": {"text": code},
+        "beside": {"coding": [local], "text": code},
+    }[place]
+    who = {"subject": PATIENT, "patient": PATIENT, "code": GLUCOSE}
+    with pytest.raises(NotUsed, match=f"status {code}"):
+        rows(kind, **who, verificationStatus=status)
+    sound = {"coding": [local, {"code": "confirmed"}], "text": "sure"}
+    assert rows(kind, **who, verificationStatus=sound).events
+
+
+@pytest.mark.parametrize("reference", ["EpisodeOfCare/5", "#5", "https://h.org/Location/5", "?a=b"])
+@pytest.mark.parametrize("field", ["encounter", "context"])
+def test_a_reference_to_something_else_is_no_encounter_and_noted(rows, field, reference):
+    plain = {"subject": PATIENT, "code": GLUCOSE}
+    found = rows("Condition", **plain, **{field: {"reference": reference}})
+    assert found.events[0].encounter_id is None
+    assert found.notes == ("the encounter's reference names no Encounter",)
+    for sound in ("Encounter/5", "https://h.org/fhir/Encounter/5", "urn:uuid:5"):
+        found = rows("Condition", **plain, **{field: {"reference": sound}})
+        assert (found.events[0].encounter_id, found.notes) == ("5", ())
+    assert rows("Condition", **plain, **{field: {"display": "a stay"}}).notes == ()
 
 
 def test_a_procedure_known_only_by_the_end_of_its_period_stands_there(rows, at):

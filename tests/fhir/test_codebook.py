@@ -58,12 +58,23 @@ def test_a_mapped_code_is_the_code_and_no_coding_is_lost(table):
 
 
 def test_of_several_codings_the_preferred_one_that_the_table_has_is_mapped():
-    book = Codebook(mappings={"LOCAL/b": "LOINC/2-2", "H_ORG_X/a": "LOINC/1-1"})
+    book = Codebook(mappings={"LOCAL/b": "LOINC/2-2", "H_ORG_X_B813EE52/a": "LOINC/1-1"})
     both = concept(("", "b"), ("https://h.org/x", "a"))
     assert book.concept(both).code == "LOINC/1-1"
-    assert book.concept(both).codings == ("LOCAL/b", "H_ORG_X/a", "LOINC/1-1")
+    assert book.concept(both).codings == ("LOCAL/b", "H_ORG_X_B813EE52/a", "LOINC/1-1")
     coded = concept(("https://h.org/x", "a"), ("http://loinc.org", "1-1"))
-    assert book.concept(coded).codings == ("H_ORG_X/a", "LOINC/1-1")
+    assert book.concept(coded).codings == ("H_ORG_X_B813EE52/a", "LOINC/1-1")
+
+
+def test_the_unknown_systems_of_a_coded_answer_are_told_with_those_of_its_question():
+    book = Codebook()
+    about = book.concept(concept(("https://h.org/x", "a")))
+    answer, known = concept(("https://h.org/y", "b")), concept(("http://loinc.org", "1-1"))
+    found = book.answered(about, answer)
+    assert (found.code, found.codings) == (about.code, about.codings)
+    assert found.unknown_systems == ("https://h.org/x", "https://h.org/y")
+    assert book.answered(about, answer) is found  # one concept, however often it comes
+    assert book.answered(about, known) is about
 
 
 def test_a_target_is_not_mapped_again(table):
@@ -195,7 +206,7 @@ def test_the_common_units_end_in_one_unit_a_code():
 
 
 def test_a_codebook_travels_to_other_processes_and_says_what_it_holds(table):
-    book = Codebook.load(mappings=[table("from,to\nA/1,LOINC/1-1\n")], units="common")
+    book = Codebook.load(mappings=[table("from,to\nA_DBE15DF2/1,LOINC/1-1\n")], units="common")
     copy = pickle.loads(pickle.dumps(book))
     assert copy.fingerprint() == book.fingerprint() != Codebook().fingerprint()
     assert copy.concept(concept(("urn:a", "1"))).code == "LOINC/1-1"

@@ -26,6 +26,11 @@ code_system, concept_of = BOOK.system, BOOK.concept
         ("http://hl7.org/fhir/sid/icd-10-cm", "ICD10CM"),
         ("http://www.cms.gov/Medicare/Coding/ICD10", "ICD10PCS"),
         ("urn:oid:2.16.840.1.113883.6.104", "ICD9PCS"),
+        ("http://hl7.org/fhir/sid/icd-9", "ICD9CM"),
+        ("http://terminology.hl7.org/CodeSystem/icd9", "ICD9CM"),
+        ("http://terminology.hl7.org/CodeSystem/icd9cm", "ICD9CM"),
+        ("urn:oid:2.16.840.1.113883.6.42", "ICD9CM"),
+        ("urn:oid:2.16.840.1.113883.6.2", "ICD9CM"),
         ("http://hl7.org/fhir/sid/cvx", "CVX"),
         ("http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-d-labitems", "MIMIC_LAB"),
         ("http://fhir.mimic.mit.edu/CodeSystem/d-labitems", "MIMIC_LAB"),
@@ -46,19 +51,37 @@ def test_known_systems(url, name):
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        ("https://hospital.org/fhir/CodeSystem/lab-items", "HOSPITAL_ORG_LAB_ITEMS"),
-        ("https://other.org/fhir/CodeSystem/lab-items", "OTHER_ORG_LAB_ITEMS"),
-        ("https://hospital.org/codes/drugs/", "CODES_DRUGS"),
-        ("urn:oid:1.2.840.114350.1.13", "OID_1_2_840_114350_1_13"),
-        ("http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-units", "MIMIC_UNITS"),
-        ("http://fhir.mimic.mit.edu/CodeSystem/units", "MIMIC_UNITS"),
-        ("lab", "LAB"),
-        ("://", "LOCAL"),
+        ("https://hospital.org/fhir/CodeSystem/lab-items", "HOSPITAL_ORG_LAB_ITEMS_1599E36F"),
+        ("https://other.org/fhir/CodeSystem/lab-items", "OTHER_ORG_LAB_ITEMS_ADD3C5EC"),
+        ("https://hospital.org/codes/drugs/", "CODES_DRUGS_0D4397D8"),
+        ("urn:oid:1.2.840.114350.1.13", "OID_1_2_840_114350_1_13_D2FF40CB"),
+        ("http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-units", "MIMIC_UNITS_459DA445"),
+        ("http://fhir.mimic.mit.edu/CodeSystem/units", "MIMIC_UNITS_459DA445"),
+        ("lab", "LAB_D2EDA87B"),
+        ("http://1.org/x", "SYSTEM_1_ORG_X_12DA99C8"),
+        ("://", "SYSTEM_69410F23"),
     ],
 )  # fmt: skip
 def test_unknown_systems_get_a_stable_name(url, name):
     assert code_system(url).name == name
     assert not code_system(url).known
+
+
+def test_no_two_systems_share_a_name():
+    alike = (
+        *(
+            "https://h.org/lab/codes/v1",
+            "https://h.org/pharmacy/codes/v1",
+            "https://h.org/codes-v1",
+        ),
+        *("urn:loinc", "loinc", "http://other.org/local", "urn:local", "urn:text"),
+        "http://fhir.mimic.mit.edu/CodeSystem/lab",  # MIMIC_LAB is d-labitems
+    )
+    names = [code_system(url).name for url in alike]
+    assert len(set(names)) == len(alike)
+    assert not any(BOOK.registry.knows(name) for name in names)
+    same = ("http://h.org/lab/codes/v1/", "HTTPS://H.org/lab/codes/v1|2")
+    assert {code_system(url).name for url in same} == {names[0]} == {"CODES_V1_E1249D29"}
 
 
 @pytest.mark.parametrize("name", sorted(packaged_systems().systems))
@@ -99,6 +122,7 @@ def test_the_systems_of_mimic_on_both_hosts(host, last, name):
     [
         ("http://hl7.org/fhir/sid/icd-10-cm", ("E11.9", "E119", "e11.9"), "ICD10CM/E119"),
         ("http://hl7.org/fhir/sid/icd-9-cm", ("401.9", "4019"), "ICD9CM/4019"),
+        ("urn:oid:2.16.840.1.113883.6.2", ("401.9", "4019"), "ICD9CM/4019"),
         ("http://www.cms.gov/Medicare/Coding/ICD9", ("38.93", "3893"), "ICD9PCS/3893"),
         ("http://fhir.de/CodeSystem/bfarm/ops", ("5-470.11",), "OPS/5-470.11"),
     ],
@@ -128,7 +152,7 @@ def test_the_code_is_the_preferred_coding_and_all_are_kept_in_their_order():
 
 def test_preference_puts_standards_before_local_before_packages():
     local = ("https://h.org/codes/x", "a")
-    assert concept_of(concept((None, "b"), local)).code == "CODES_X/a"
+    assert concept_of(concept((None, "b"), local)).code == "CODES_X_0C0EF895/a"
     assert concept_of(concept(local, ("http://loinc.org", "1-1"))).code == "LOINC/1-1"
     snomed = ("http://snomed.info/sct", "1")
     icd = ("http://hl7.org/fhir/sid/icd-10-cm", "I10")
@@ -169,7 +193,7 @@ def test_a_site_adds_to_the_registry(tmp_path):
     book = Codebook(read_systems(file))
     for url in ("https://h.org/cs/lab", "http://H.org/cs/lab|3", "urn:h:lab", "urn:oid:1.2.3"):
         assert (book.system(url).name, book.system(url).known) == ("HOSPITAL_LAB", True)
-    assert (book.system("https://h.org/cs/x-ray").name) == "HOSPITAL_X_RAY"
+    assert book.system("https://h.org/cs/x-ray").name.startswith("HOSPITAL_X_RAY_")
     assert not book.system("https://h.org/cs/x-ray").known
     assert (
         book.system("https://loinc.h.org").name == book.system("http://loinc.org").name == "LOINC"

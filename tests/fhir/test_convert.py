@@ -150,7 +150,7 @@ SITE = Site(Clock())
 def test_r4_and_r5_give_the_same_rows(records, kind):
     r4, r5 = (convert(decode(json.dumps(record).encode()), SITE) for record in records[kind])
     assert r4 == r5
-    assert r4.events or r4.encounter or r4.medication
+    assert r4.events or r4.encounter or r4.ingredients
     assert not r4.notes
 
 
@@ -220,7 +220,7 @@ def test_every_other_status_is_used(records, kind):
         verified = {"verificationStatus": {"coding": [{"code": status}]}}
         form = verified if "verificationStatus" in record else {"status": status}
         found = convert(decode(json.dumps({**record, **form}).encode()), SITE)
-        assert found.events or found.encounter or found.medication
+        assert found.events or found.encounter or found.ingredients
 
 
 # What has only another name in STU3 is used, what is of another kind there is refused.

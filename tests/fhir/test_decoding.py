@@ -5,7 +5,15 @@ import json
 import pytest
 
 from ehrmamba_hf.fhir.decoding import Other, aliases_of, decode, entries_of
-from ehrmamba_hf.fhir.resources import Bundle, Clinical, Encounter, Observation
+from ehrmamba_hf.fhir.resources import (
+    Bundle,
+    Clinical,
+    Encounter,
+    EncounterMeta,
+    Identifier,
+    Meta,
+    Observation,
+)
 from ehrmamba_hf.fhir.rows import Reject
 
 
@@ -33,10 +41,49 @@ def test_a_malformed_field_that_changes_no_event_is_left_out():
     odd = {"meta": {"profile": "p"}, "identifier": [{"system": 1}], "extension": 5, "gender": 1}
     for kind in ("Patient", "Encounter"):
         found = decode(as_bytes({"resourceType": kind, "id": "1", **odd}))
-        assert (found.id, found.meta) == ("1", None)
+        assert (found.id, found.meta) == ("1", Meta() if kind == "Patient" else EncounterMeta())
     with pytest.raises(Reject) as refusal:
         decode(as_bytes({"resourceType": "Encounter", **odd, "period": {"start": 5}}))
     assert refusal.value.field == "period.start"
+
+
+STAMP = "2020-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "kept", "malformed"),
+    [
+        (
+            "Encounter",
+            {"meta": {"lastUpdated": STAMP, "profile": "p"}},
+            {"meta": EncounterMeta(STAMP)},
+            ("meta.profile",),
+        ),
+        (
+            "Encounter",
+            {"meta": {"lastUpdated": 5, "profile": ["p"]}},
+            {"meta": EncounterMeta(None, ["p"])},
+            ("meta.lastUpdated",),
+        ),
+        (
+            "Encounter",
+            {"identifier": [{"system": 1}, {"system": "u"}, {"system": []}, 7]},
+            {"identifier": [Identifier("u")]},
+            ("identifier",),
+        ),
+        # Only Encounters are asked for a profile.
+        ("Condition", {"meta": {"lastUpdated": STAMP, "profile": 5}}, {"meta": Meta(STAMP)}, ()),
+        ("Observation", {"meta": {"lastUpdated": 5}}, {"meta": Meta()}, ("meta.lastUpdated",)),
+        ("Observation", {"meta": "now"}, {"meta": None}, ("meta",)),
+        ("Patient", {"gender": 1, "extension": 5}, {"gender": None}, ("extension", "gender")),
+        ("Patient", {"extension": [{"url": 5}] * 9}, {"extension": None}, ("extension",)),
+        ("Patient", {"malformed": ["secret"], "gender": "male"}, {"gender": "male"}, ()),
+    ],
+)
+def test_of_a_malformed_field_only_the_offending_part_is_left_out(kind, fields, kept, malformed):
+    found = decode(as_bytes({"resourceType": kind, **fields}))
+    assert {name: getattr(found, name) for name in kept} == kept
+    assert tuple(sorted(found.malformed)) == malformed
 
 
 def test_the_class_of_an_encounter_in_r4_and_r5():

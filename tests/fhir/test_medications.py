@@ -2,7 +2,10 @@
 
 import pytest
 
-from ehrmamba_hf.fhir.rows import NotUsed
+from ehrmamba_hf.fhir.convert import convert
+from ehrmamba_hf.fhir.decoding import decode
+from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
+from ehrmamba_hf.fhir.times import Clock
 
 PATIENT = {"reference": "Patient/p"}
 STAY = {"reference": "Encounter/e"}
@@ -169,3 +172,100 @@ def test_the_medications_of_mimics_emergency_department(rows, at):
 def test_the_pharmacys_dispenses_in_mimic_have_no_time(rows):
     with pytest.raises(NotUsed, match="no time"):
         rows("MedicationDispense", subject=PATIENT, medicationCodeableConcept=DRUG)
+
+
+def test_a_medication_contained_in_a_record_with_a_broken_byte():
+    raw = (
+        b'{"resourceType":"MedicationRequest","id":"x","subject":{"reference":"Patient/p"},'
+        b'"authoredOn":"2019-03-04","medicationReference":{"reference":"#m"},'
+        b'"contained":[{"id":%s}]}'
+    )
+    with pytest.raises(Reject, match="contained: expected UTF-8 text, found an invalid byte"):
+        convert(decode(raw % b'"\xff"'), Site(Clock()))
+    with pytest.raises(NotUsed, match="unresolved medicationReference"):
+        convert(decode(raw % b"5"), Site(Clock()))
+
+
+RXNORM = "http://www.nlm.nih.gov/research/umls/rxnorm"
+NDC = "http://hl7.org/fhir/sid/ndc"
+MIMIC = "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-medication-"
+
+
+def coded(*codings: tuple[str, str]) -> dict:
+    return {"coding": [{"system": system, "code": code} for system, code in codings]}
+
+
+def test_a_mixture_is_its_first_ingredient_with_the_codings_of_all(rows):
+    nothing, salt = {"text": " "}, coded((NDC, "1"), (RXNORM, "2"))
+    water = coded((RXNORM, "3"), (RXNORM, "2"))
+    for parts in (
+        [{"itemCodeableConcept": one} for one in (nothing, salt, water, None)],
+        [{"item": {"concept": salt}}, {"item": {"concept": water}}],
+    ):
+        found = rows("Medication", ingredient=parts)
+        assert (found.medication.code, found.ingredients) == ("RXNORM/2", ())
+        assert found.medication.codings == ("NDC/1", "RXNORM/2", "RXNORM/3")
+    plain = rows("Medication", code=coded((NDC, "9")), ingredient=[{"itemCodeableConcept": salt}])
+    assert plain.medication.codings == ("NDC/9",)
+    with pytest.raises(NotUsed, match="no code"):
+        rows("Medication", ingredient=[{"itemReference": {"reference": "Substance/s"}}])
+
+
+def test_ingredients_that_are_other_medications_are_left_to_be_looked_up(rows):
+    parts = [
+        {"itemReference": {"reference": "Medication/a"}},
+        {"item": {"reference": {"reference": "urn:uuid:b"}}},
+        {"itemReference": {"display": "Salt"}},
+    ]
+    found = rows("Medication", ingredient=parts)
+    assert found.medication is None
+    *others, salt = found.ingredients
+    assert (others, salt.code) == (["a", "b"], "TEXT/salt")
+
+
+def test_a_contained_mixture(order):
+    inside = {"id": "m", "ingredient": [{"itemCodeableConcept": coded((RXNORM, "2"))}] * 2}
+    (event,) = order(
+        medicationCodeableConcept=None,
+        medicationReference={"reference": "#m"},
+        contained=[inside],
+    ).events
+    assert (event.concept.code, event.concept.codings) == ("RXNORM/2", ("RXNORM/2",))
+
+
+def test_mimics_list_of_concepts(order):
+    listed = [coded((NDC, "1")), {"text": "Salt"}, coded((f"{MIMIC}name", "Salt"))]
+    (event,) = order(medicationCodeableConcept=listed).events
+    assert event.concept.code == "MIMIC_DRUG_NAME/Salt"
+    assert event.concept.codings == ("NDC/1", "MIMIC_DRUG_NAME/Salt")
+    assert order(medicationCodeableConcept=listed[1:2]).events[0].concept.code == "TEXT/salt"
+
+
+def test_identifiers_of_known_systems_are_codings_of_a_medication(rows):
+    identifiers = [
+        {"system": f"{MIMIC}name", "value": "Meropenem"},
+        {"system": f"{MIMIC}formulary-drug-cd", "value": "MERO1I"},
+        {"system": "http://hospital.org/drug-numbers", "value": "17"},
+        {"value": "18"},
+        {"system": NDC},
+    ]
+    ndc = coded((NDC, "63323050831"))
+    found = rows("Medication", code=ndc, identifier=identifiers).medication
+    assert found.code == "MIMIC_DRUG/MERO1I"
+    assert found.codings == (
+        *("NDC/63323050831", "MIMIC_DRUG_NAME/Meropenem", "MIMIC_DRUG/MERO1I"),
+    )
+    assert found.unknown_systems == ()
+    assert rows("Medication", code=ndc).medication.codings == ("NDC/63323050831",)
+    mixed = f"{MIMIC}mix"
+    parts = [{"itemCodeableConcept": ndc}]
+    found = rows("Medication", ingredient=parts, identifier=[{"system": mixed, "value": "A_B"}])
+    assert found.medication.codings == ("NDC/63323050831",)
+
+
+def test_an_order_does_not_stand_where_it_expires(order):
+    window = {"validityPeriod": {"end": "2019-03-09"}}
+    with pytest.raises(NotUsed, match="no time"):
+        order(authoredOn=None, dispenseRequest=window)
+    with pytest.raises(NotUsed, match="no time"):
+        order(authoredOn=None, dispenseRequest={})

@@ -69,6 +69,26 @@ def test_observation_times(at, observation, fields, time, available):
             {"valueRatio": {"numerator": {"value": 1}, "denominator": {"value": 128}}},
             (None, "1:128", None),
         ),
+        (
+            {
+                "valueRatio": {
+                    "numerator": {"value": 1, "comparator": "<"},
+                    "denominator": {"value": 20},
+                }
+            },
+            (None, "<1:20", None),
+        ),
+        (
+            {"valueRange": {"low": {"value": 0.1}, "high": {"value": 7.0, "comparator": ">"}}},
+            (None, "0.1->7", None),
+        ),
+        (
+            {"valueRange": {"low": {"value": 1234567}, "high": {"value": 1234567.125}}},
+            (None, "1234567-1234567.125", None),
+        ),
+        ({"valueRange": {"high": {"value": -0.0}}}, (None, "-0", None)),
+        ({"valueRatio": {"numerator": {"comparator": "<"}}}, (None, None, None)),
+        ({"valuePeriod": {}}, (None, None, None)),
         ({"valueTime": "10:00:00"}, (None, "10:00:00", None)),
         ({"valuePeriod": {"start": "2019", "end": "2020"}}, (None, "2019/2020", None)),
         ({"valueString": ""}, (None, None, None)),
@@ -92,6 +112,36 @@ def test_a_component_without_a_code_does_not_cost_the_others(observation):
         assert (event.concept.code, event.numeric_value) == ("LOINC/2345-7", 5)
         (event,) = observation(component=[bare], code={"text": "panel"}).events
         assert (event.concept.code, event.numeric_value) == ("TEXT/panel", None)
+
+
+def test_components_that_give_no_event_are_noted(observation):
+    good = {"code": GLUCOSE, "valueQuantity": {"value": 5}}
+    bare, absent = {"valueQuantity": {"value": 7}}, {"code": {"text": "a"}, **ABSENT}
+    found = observation(component=[bare, good, absent, absent], code={"text": "panel"})
+    assert len(found.events) == 1
+    assert found.notes == ("component without a code", *["component without a result"] * 2)
+    found = observation(component=[absent], valueString="seen")
+    assert (len(found.events), found.notes) == (1, ("component without a result",))
+
+
+def test_unknown_systems_of_coded_answers_are_told(observation):
+    answer = {"coding": [{"system": "https://h.org/answers", "code": "yes"}]}
+    part = {"code": {"text": "a"}, "valueCodeableConcept": answer}
+    whole, inner = observation(valueCodeableConcept=answer, component=[part]).events
+    assert (whole.concept.code, inner.concept.code) == ("LOINC/2345-7", "TEXT/a")
+    assert whole.concept.unknown_systems == ("https://h.org/answers",)
+    assert inner.concept.unknown_systems == ("https://h.org/answers",)
+    assert whole.concept.display == "Glucose"
+
+
+def test_a_result_at_midnight_utc_is_an_instant(rows, at):
+    (event,) = rows(
+        *("Observation", "America/New_York"),
+        subject=PATIENT,
+        code=GLUCOSE,
+        effectiveDateTime="2019-03-11T00:00:00Z",
+    ).events
+    assert event.time == event.available_time == at("2019-03-10T20:00")
 
 
 def test_an_observation_with_only_the_end_of_its_period(at, observation):

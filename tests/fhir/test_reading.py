@@ -153,6 +153,46 @@ def test_a_json_file_on_many_lines_is_one_record(tmp_path, monkeypatch):
         assert records(*spans_of([file], block=block)) == [(1, text)]
 
 
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("first", [b'{"resourceType":', b"", b"\n  ", b"]"])
+def test_records_on_lines_of_a_json_file_outlive_a_bad_first_line(
+    tmp_path, monkeypatch, packed, first
+):
+    monkeypatch.setattr(reading, "_CHUNK", 64)
+    file = tmp_path / f"a.json{packed}"
+    content = b"\n".join([first, *LINES[:100]])
+    file.write_bytes(PACK[packed](content))
+    expected = [(n, line.strip()) for n, line in enumerate(content.split(b"\n"), start=1)]
+    assert records(Span(file)) == expected
+
+
+@pytest.mark.parametrize("longest", [1 << 30, 500])
+def test_a_json_file_with_bad_lines_is_read_within_bounds(tmp_path, monkeypatch, longest):
+    monkeypatch.setattr(reading, "_CHUNK", 64)
+    monkeypatch.setattr(reading, "LONGEST", longest)
+    file = tmp_path / "a.json"
+    file.write_bytes(b"\n".join([b"{", *LINES[:100]]))
+    assert texts(Span(file)) == [b"{", *LINES[:100]]
+
+
+def test_a_cut_off_json_file_of_lines_gives_those_before_the_break(tmp_path):
+    file = tmp_path / "a.json.gz"
+    file.write_bytes(gzip.compress(b"\n".join([b"{", *LINES]))[:-9])
+    found = []
+    with pytest.raises(BrokenFile, match="cut-off"):
+        for lines in read_lines(Span(file)):
+            found += lines.split()
+    assert found[0] == b"{" and len(found) > 10_000 and found[1:] == LINES[: len(found) - 1]
+
+
+def test_a_json_text_after_blank_lines_is_one_record_and_a_broken_one_is_one_too(tmp_path):
+    file = tmp_path / "a.json"
+    text = json.dumps({"resourceType": "Patient", "name": [{}]}, indent=2).encode()
+    for content in (text, text.replace(b"{}", b"{")):
+        file.write_bytes(b"\n \n" + content)
+        assert records(Span(file)) == [(1, content)]
+
+
 def test_empty_files(tmp_path):
     for name in ("a.json", "a.ndjson"):
         (tmp_path / name).write_bytes(b"")

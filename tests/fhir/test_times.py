@@ -5,7 +5,9 @@ from datetime import datetime
 import pytest
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.fhir.times import Clock, day_over, instant_of
+from ehrmamba_hf.fhir.times import DAY, Clock, Time, dated, instant_of
+
+NEW_YORK = "America/New_York"
 
 
 def micros(*parts: int) -> int:
@@ -64,12 +66,34 @@ def test_utc_becomes_the_wall_clock_across_daylight_saving():
     assert clock.read("2019-03-10T06:59:59-05:00").start == micros(2019, 3, 10, 6, 59, 59)
 
 
-def test_midnight_is_told_as_written_and_on_the_wall_clock():
-    assert Clock().read("2019-03-04T00:00:00-05:00").midnight
-    assert not Clock().read("2019-03-04T00:00:01-05:00").midnight
-    assert Clock("America/New_York").read("2019-03-04T00:00:00Z").midnight
-    assert Clock("America/New_York").read("2019-03-04T05:00:00Z").midnight
-    assert not Clock("America/New_York").read("2019-03-04T06:00:00Z").midnight
+@pytest.mark.parametrize(
+    ("text", "instant", "day"),
+    [
+        # New York puts its clocks on an hour on 10 March 2019, and back on 3 November.
+        ("2019-03-10T00:00:00Z", (2019, 3, 9, 19), (2019, 3, 10)),
+        ("2019-03-11T00:00:00Z", (2019, 3, 10, 20), (2019, 3, 11)),
+        ("2019-11-03T00:00:00Z", (2019, 11, 2, 20), (2019, 11, 3)),
+        ("2019-11-04T00:00:00+00:00", (2019, 11, 3, 19), (2019, 11, 4)),
+        # Midnight in New York, which is 05:00 UTC in winter and 04:00 in summer.
+        ("2019-03-10T05:00:00Z", (2019, 3, 10), (2019, 3, 10)),
+        ("2019-03-11T04:00:00Z", (2019, 3, 11), (2019, 3, 11)),
+        ("2019-11-03T04:00:00Z", (2019, 11, 3), (2019, 11, 3)),
+        ("2019-11-04T05:00:00Z", (2019, 11, 4), (2019, 11, 4)),
+        ("2019-03-11T00:00:00-04:00", (2019, 3, 11), (2019, 3, 11)),
+        ("2019-03-11T00:00:00+01:00", (2019, 3, 11), (2019, 3, 11)),
+        # No midnight
+        ("2019-03-11T05:00:00Z", (2019, 3, 11, 1), None),
+        ("2019-11-04T04:00:00Z", (2019, 11, 3, 23), None),
+        ("2018-12-31T23:59:60Z", (2018, 12, 31, 19), None),
+        ("2019-03-10T00:00:00.1Z", (2019, 3, 9, 19, 0, 0, 100000), None),
+    ],
+)
+def test_midnight_is_an_instant_or_the_day_that_is_written(text, instant, day):
+    time = Clock(NEW_YORK).read(text)
+    assert time.start == time.last == micros(*instant)
+    assert time.midnight == (micros(*day) if day else None)
+    expected = Time(micros(*day), micros(*day) + DAY - 1, "day") if day else time
+    assert dated(time) == expected
 
 
 @pytest.mark.parametrize(
@@ -111,9 +135,6 @@ def test_versions_compare_in_real_time():
     later = instant_of("2019-03-04T09:30:00Z")
     assert earlier is not None and later is not None and earlier < later
     assert instant_of("2019-03-04T09:30:00") == later
-
-
-NEW_YORK = "America/New_York"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +210,6 @@ def test_the_ends_of_the_calendar_on_another_wall_clock():
 
 
 def test_midnight_is_over_with_its_day():
-    assert day_over(Clock().read("2019-03-04T00:00:00Z")) == micros(2019, 3, 5) - 1
-    assert day_over(Clock().read("2019-03-04T00:00:01Z")) == micros(2019, 3, 4, 0, 0, 1)
-    assert day_over(Clock().read("2019-03")) == micros(2019, 4, 1) - 1
+    assert dated(Clock().read("2019-03-04T00:00:00Z")).last == micros(2019, 3, 5) - 1
+    assert dated(Clock().read("2019-03-04T00:00:01Z")).last == micros(2019, 3, 4, 0, 0, 1)
+    assert dated(Clock().read("2019-03")).last == micros(2019, 4, 1) - 1

@@ -39,6 +39,11 @@ def drug(value: str) -> Resource:
     return {"coding": [{"system": system, "code": value}, {"system": "urn:x", "code": value}]}
 
 
+def mixture(name: str, *medications: str) -> Resource:
+    parts = [{"itemReference": {"reference": f"Medication/{one}"}} for one in medications]
+    return about("Medication", name, ingredient=parts)
+
+
 def asked(name: str, medication: str) -> Resource:
     reference = {"reference": f"Medication/{medication}"}
     at = "2019-03-04T11:00:00-05:00"
@@ -74,6 +79,8 @@ FIRST = [
     asked("q1", "m1"),
     asked("q2", "m2"),
     asked("q3", "nowhere"),
+    asked("q4", "mixture"),
+    asked("q5", "mixture of nothing"),
     condition("c1", "e1"),
     condition("c2", "nowhere", recordedDate="2019-03-07"),
     condition("c3", "nowhere"),
@@ -87,6 +94,10 @@ SECOND = [
     about("Medication", "m2", code=drug("1"), **OLD),
     about("Medication", "m2", code=drug("2"), **RECENT),
     about("Medication", "m3", code=drug("3")),
+    about("Medication", "m4", code=drug("4")),
+    mixture("mixture", "nowhere", "m4", "m1"),
+    mixture("mixture of nothing", "nowhere", "mixture"),
+    mixture("mixture of no use", "m3"),
     about("Patient", "p1", birthDate="1950-06-01", gender="female"),
     stay("e1", "2019-03-03", **RECENT),
     stay("e1", "2019-03-02", **OLD),

@@ -4,7 +4,7 @@ import pytest
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.tasks import registered, with_options
-from ehrmamba_hf.tasks.conditions import read_more_codes
+from ehrmamba_hf.tasks.conditions import LIPID_DISORDERS, extend_group, read_more_codes
 
 STAY = "2020-01-01T08:00 2020-01-10T12:00"
 AT = "2020-01-02T08:00"
@@ -120,6 +120,33 @@ def test_more_codes_come_from_a_file(ask, tmp_path):
         assert ask(task, STAY, codes=codes) == [(AT, True)]
     with pytest.raises(InputError, match="condition_9"):
         with_options(registered(), more_codes={"condition_9": {}})
-    file.write_text("- I10\n")
-    with pytest.raises(InputError, match="expected task"):
+    file.write_text("condition_1: {ICD9CM: [042, 272.40]}\n")
+    assert read_more_codes(file) == {"condition_1": {"ICD9CM": ["042", "272.40"]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- I10", "more.yaml: expected task -> system -> list of codes, found ..I10"),
+        ("", "more.yaml: expected task -> system -> list of codes"),
+        ("condition_2: [E78]", "more.yaml: condition_2: expected system -> list of codes"),
+        ("condition_2: {ICD10CM: E78}", "condition_2: ICD10CM: expected a list of codes, .*'E78'"),
+        ("condition_2: {ICD10CM: []}", r"condition_2: ICD10CM: expected a list .* found \[\]"),
+        ("condition_2: {ICD10CM: [E78, '']}", "condition_2: ICD10CM: expected a list of codes"),
+        ("condition_2: {ICD10CM: {E78: 1}}", "condition_2: ICD10CM: expected a list of codes"),
+        ("condition_2: {", "more.yaml: expected a YAML file of more codes, found: while parsing"),
+    ],
+)
+def test_a_file_of_more_codes_that_is_none(tmp_path, text, sentence):
+    """A text in place of a list was once taken letter by letter: 7 was a lipid disorder."""
+    file = tmp_path / "more.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=sentence):
         read_more_codes(file)
+
+
+def test_no_file_of_more_codes_and_no_list_of_codes(tmp_path):
+    with pytest.raises(InputError, match=r"none.yaml: expected a YAML file .* No such file"):
+        read_more_codes(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="ICD10CM: expected a list of codes, found 'E78'"):
+        extend_group(LIPID_DISORDERS, {"ICD10CM": "E78"})

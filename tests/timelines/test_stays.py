@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.timelines import VisitRules
 
 
@@ -193,7 +194,7 @@ def test_an_end_before_its_start_is_cut_out_and_counted(e, stays):
         ("2020-01-02T08:00", "2020-01-03T08:00", "b"),
         ("2020-03-02T08:00", "2020-03-02T08:00", "d"),
     ]
-    assert counts == {"encounter_ends_before_start": 2}
+    assert +counts == {"encounter_ends_before_start": 2}
 
 
 # Missing ends
@@ -217,7 +218,7 @@ def test_a_later_stay_shows_that_an_end_is_missing_and_it_is_guessed(e, made):
     first, second = stays_of(made.record(encounters, events), counts=counts)
     assert (made.text(first.end), first.end_is_guess) == ("2015-01-04T09:00", True)
     assert (made.text(second.end), second.end_is_guess) == ("2019-01-05T08:00", False)
-    assert counts == {"encounter_end_missing": 1}
+    assert +counts == {"encounter_end_missing": 1, "encounter_parts_joined": 1}
 
 
 def test_of_two_stays_that_began_together_without_ends_both_are_over(e, stays):
@@ -243,6 +244,32 @@ def test_a_stay_without_an_end_is_no_endless_one(e, stays):
     a = e("a", "IMP", "2015-01-02T08:00", None)
     found = stays(a, events=[("2015-01-04T08:00", "a"), ("2019-06-01T08:00", None)])
     assert found == [("2015-01-02T08:00", "2015-01-04T08:00", "a")]
+
+
+def test_what_is_joined_and_merged_is_counted(e, stays):
+    counts = Counter()
+    stays(
+        e("a", "IMP", "2020-01-01T08:00", "2020-01-03T08:00"),
+        e("p", "ACUTE", "2020-01-02T08:00", "2020-01-02T09:00", part_of="a"),
+        e("b", "IMP", "2020-01-03T09:00", "2020-01-05T08:00"),  # an hour later
+        e("c", "EMER", "2020-01-01T02:00", "2020-01-01T09:00"),
+        e("d", "AMB", "2020-02-01T08:00", "2020-02-01T10:00"),
+        e("f", "AMB", "2020-02-01T09:00", "2020-02-01T11:00"),
+        e("g", "AMB", "2020-02-02T09:00", "2020-02-02T11:00"),
+        counts=counts,
+    )
+    assert counts == {
+        "encounter_parts_joined": 1,
+        "stays_merged": 1,
+        "encounters_absorbed": 1,
+        "encounters_merged": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["day_long_hours", "transfer_gap_hours", "longest_stay_days"])
+def test_a_length_of_time_under_0_is_refused(name):
+    with pytest.raises(InputError, match=f"{name}: expected at least 0, found -1"):
+        VisitRules(**{name: -1})
 
 
 def test_order_of_encounters_is_of_no_account(e, stays):

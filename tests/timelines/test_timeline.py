@@ -55,7 +55,7 @@ def test_each_way_to_a_visit_and_its_count(e, made, visits):
         ("2020-01-19T09:59", "2020-01-19T11:00", ["2020-01-19T09:59", "2020-01-19T11:00"]),
         ("2020-01-20T10:00", "2020-01-20T11:00", ["2020-01-19T10:00"]),
     ]
-    assert counts == {
+    assert +counts == {
         "inside_a_visit": 4,
         "before_the_encounter_it_references": 1,
         "before_the_next_stay": 2,

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,6 +137,27 @@ def test_bins_of_a_column_are_those_of_the_grammar(rows: list[Row]) -> None:
         assert number == (0 if missing else bin_index(value, edges))
         assert found.pairs[pair] == (code, unit) and found.fitted[pair] == (edges is not None)
         assert number < found.width
+
+
+def test_many_codes_of_many_units_are_kept_apart() -> None:
+    """Positions multiplied in 32 bits began again from below."""
+    n = 66_000
+    events = pa.table(
+        {
+            "subject_id": pa.array(np.zeros(n, np.int64)),
+            "time": pa.array([NOON] * n, pa.timestamp("us")),
+            "code": [f"C{i}" for i in range(n)],
+            "numeric_value": pa.array(np.arange(n), pa.float32()),
+            "unit": [f"u{i}" for i in range(n)],
+            "category": ["lab"] * n,
+        }
+    )
+    counts = count_values(events, PATIENTS, CATEGORIES)
+    found = counts.filter(pc.equal(counts["measure"], "value"))
+    rows = zip(*(found[name].to_pylist() for name in ("code", "detail", "value")), strict=True)
+    assert sorted((int(code[1:]), int(unit[1:]), int(value)) for code, unit, value in rows) == [
+        (i, i, i) for i in range(n)
+    ]
 
 
 def test_the_order_of_parts_does_not_show() -> None:

@@ -11,8 +11,16 @@ import pyarrow as pa
 import pytest
 
 from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.events.table import data_files
+from ehrmamba_hf.timelines.shards import iter_shard
 from ehrmamba_hf.tokenization import EHRMambaTokenizer
-from ehrmamba_hf.tokenization.fitting import fit_tokenizer
+from ehrmamba_hf.tokenization.counting import (
+    FITTED_COLUMNS,
+    count_tokens,
+    count_values,
+    merge_counts,
+)
+from ehrmamba_hf.tokenization.fitting import build_tokenizer, fit_bins, names_of
 
 Row = dict[str, Any]
 Writer = Callable[..., Path]
@@ -39,9 +47,15 @@ def fit(
 ) -> EHRMambaTokenizer:
     ids = list(patients)
     moments = [(last or {}).get(i) for i in ids]
-    return fit_tokenizer(
-        events,
-        pa.table({"subject_id": ids, "last_time": pa.array(moments, pa.timestamp("us"))}),
+    known = pa.table({"subject_id": ids, "last_time": pa.array(moments, pa.timestamp("us"))})
+    parts = [part for file in data_files(events) for part in iter_shard(file, FITTED_COLUMNS)]
+    values = merge_counts(count_values(part, known, categories) for part in parts)
+    bins = fit_bins(values, min_patients=min_patients)
+    tokens = [count_tokens(part, known, categories, bins) for part in parts]
+    return build_tokenizer(
+        merge_counts([values, *tokens]),
+        bins,
+        names_of(events),
         categories=categories,
         task_tokens={"mortality": "[MOR]"},
         min_patients=min_patients,

@@ -68,9 +68,8 @@ def sample_stays(subject_id: int, count: int, most: int, seed: int) -> set[int]:
     """
     if count <= most:
         return set(range(count))
-    return set(
-        np.random.default_rng([seed, subject_id]).choice(count, most, replace=False).tolist()
-    )
+    entropy = [seed % 2**64, subject_id % 2**64]  # either may be negative
+    return set(np.random.default_rng(entropy).choice(count, most, replace=False).tolist())
 
 
 def label_table(rows: Sequence[LabelRow]) -> pa.Table:

@@ -10,12 +10,12 @@ from ehrmamba_hf.tasks import MIN_CASES, registered
 from ehrmamba_hf.timelines import SPLITS
 
 _NOTABLE: Final = 0.1
-"""From this share on, unknown codes and events outside encounters are said first."""
+"""From this share on, unknown codes and events outside visits are said first."""
 _WAYS: Final = {
     "inside_a_visit": "inside the visit whose time holds them",
     "before_the_encounter_it_references": "up to 24 h before the encounter that they reference",
     "before_the_next_stay": "up to 24 h before the next inpatient stay",
-    "implicit_visit": "outside every encounter: a visit of their calendar day",
+    "implicit_visit": "outside every visit: a visit of their calendar day",
 }
 _CUT: Final = {
     "without_birth_date": "patients without a birth date",
@@ -26,6 +26,17 @@ _CUT: Final = {
     "stay_over_a_year": "stays of over a year, cut out",
     "encounter_ends_before_start": "encounters that end before they start, cut out",
     "encounter_end_missing": "encounters without an end, closed by what came after",
+    "encounter_parts_joined": "parts of encounters, joined to the encounter that they are part of",
+    "stays_merged": "inpatient stays, merged with the one that they overlap or closely follow",
+    "encounters_absorbed": "other encounters, absorbed by an inpatient stay at the same time",
+    "encounters_merged": "other encounters, merged with one at the same time",
+}
+_MADE: Final = {
+    "encounters": "encounters that were read and not cut out at death",
+    "encounters_in_stays": "encounters in inpatient stays",
+    "stays": "inpatient stays made of them",
+    "encounters_in_other_visits": "encounters in other visits",
+    "other_visits": "other visits made of them",
 }
 
 
@@ -99,7 +110,7 @@ def data_page(prepared: Mapping[str, Any], report: Mapping[str, Any] | None = No
     """
     splits = _splits(prepared)
     tasks = _tasks(prepared, splits)
-    ways, cut = _visits(prepared)
+    ways, cut = _records(prepared)
     return (
         environment()
         .get_template("corpus/report.html.j2")
@@ -117,6 +128,8 @@ def data_page(prepared: Mapping[str, Any], report: Mapping[str, Any] | None = No
             units=_units(prepared, splits),
             ways=ways,
             cut=cut,
+            made=_made(prepared),
+            given=prepared.get("tokenizer") == "given",
             facts=_facts(prepared),
         )
     )
@@ -163,7 +176,7 @@ def _lost(prepared: Mapping[str, Any], ways: Mapping[str, int]) -> list[str]:
         )
     outside, placed = ways.get(_WAYS["implicit_visit"], 0), sum(ways.values())
     if outside > _NOTABLE * placed:
-        points.append(f"{percent(outside, placed)} of the events lie outside every encounter.")
+        points.append(f"{percent(outside, placed)} of the events lie outside every visit.")
     return points
 
 
@@ -235,11 +248,11 @@ def _units(prepared: Mapping[str, Any], splits: list[str]) -> Rate | None:
     return Rate("Numbers", by_split) if by_split else None
 
 
-def _visits(
+def _records(
     prepared: Mapping[str, Any],
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """How events found their visits, and whatever else was counted on the way, in words."""
-    counts = prepared.get("visits", prepared.get("records", {}))
+    """How events found their visits, and what was cut out, mended or merged, in words."""
+    counts = prepared.get("records", {})
     ways = [(words, counts[key]) for key, words in _WAYS.items() if key in counts]
     cut = [
         (_CUT.get(key, key.replace("_", " ")), count)
@@ -247,6 +260,14 @@ def _visits(
         if key not in _WAYS
     ]
     return ways, sorted(cut, key=lambda pair: -pair[1])
+
+
+def _made(prepared: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What visits were made of, in words."""
+    counts = prepared.get("visits", {})
+    names = [*_MADE, *(key for key in counts if key not in _MADE)]
+    words = {key: _MADE.get(key, key.replace("_", " ")) for key in names}
+    return [(words[key], counts[key]) for key in names if key in counts]
 
 
 def _facts(prepared: Mapping[str, Any]) -> dict[str, str]:
@@ -259,7 +280,30 @@ def _facts(prepared: Mapping[str, Any]) -> dict[str, str]:
     }
     facts = {name: thousands(prepared[key]) for name, key in counted.items() if key in prepared}
     if "follow_up_end" in prepared:
-        facts["Follow-up ends"] = prepared["follow_up_end"].replace("complete", "never: complete")
+        end = prepared["follow_up_end"]
+        facts["Follow-up ends"] = "never: complete" if end == "complete" else end[:10]
+    facts |= _chosen(prepared.get("settings", {}))
     if "fingerprint" in prepared:
         facts["Fingerprint of input and settings"] = prepared["fingerprint"]
+    return facts
+
+
+def _chosen(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that a reader of results asks for."""
+    facts = {}
+    if "categories" in settings:
+        names = [category.replace("_", " ") for category in settings["categories"]]
+        facts["Events that become tokens"] = ", ".join(names)
+    if "splits" in settings:
+        rules = settings["splits"]
+        facts["Splits by patient"] = (
+            f"{100 * rules['pretrain']:g} % pretrain, {100 * rules['finetune']:g} % finetune, "
+            f"{100 * rules['validation']:g} % of each for validation, the rest test; "
+            f"seed {rules['seed']}"
+        )
+    if "train_stays" in settings:
+        facts["Stays of a patient that finetuning draws"] = f"at most {settings['train_stays']}"
+    if "new_onset" in settings:
+        asked = "only without an earlier mention" if settings["new_onset"] else "in every stay"
+        facts["Conditions are asked"] = asked
     return facts

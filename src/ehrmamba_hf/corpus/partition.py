@@ -145,8 +145,7 @@ def _prepare_split(
     layout = lay_out(batch, views, plan.settings.visits, cut)
     whole = Sequences(batch, views, layout)
     _count(split, batch, events, whole, prepared.tally)
-    for name in ("records", "visits"):
-        prepared.tally.add_all(name, counts=cut)
+    prepared.tally.add_all("records", counts=cut)
     stays = [[v for v in visits if v.stay] for visits in layout.visits]
     asked = _label(split, batch, stays, plan, prepared)
     if split.startswith("pretrain"):
@@ -201,7 +200,7 @@ def _count(split: str, batch: Batch, events: EncodedEvents, whole: Sequences, ta
         "other_visits": len(others),
         "encounters_in_other_visits": sum(len(v.encounter_ids) for v in others),
     }
-    tally.add_all("visits", counts=ways | sizes)
+    tally.add_all("visits", counts=sizes)
     tally.add_all("events", split, counts=events.by_system())
     tally.add_all("unknown", split, counts=events.by_system(events.unknown))
     tally["numbers", split] += int(events.number.sum())

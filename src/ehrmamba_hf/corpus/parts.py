@@ -39,7 +39,7 @@ from ehrmamba_hf.tokenization.counting import (
     merge_counts,
 )
 
-FORMAT = f"{__version__}/1"
+FORMAT = f"{__version__}/2"
 """Changes with what is made of the same input."""
 
 

@@ -3,12 +3,10 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ehrmamba_hf.corpus.event_ids import TokenTable
+from ehrmamba_hf.corpus.identity import identity_of
 from ehrmamba_hf.corpus.labels import ROWS_A_GROUP, write_labels
 from ehrmamba_hf.corpus.page import data_page
 from ehrmamba_hf.corpus.partition import Plan
@@ -51,7 +50,6 @@ LABELS_FILE = "labels.parquet"
 REPORT_FILE = "prepare.json"
 PAGE_FILE = "report.html"
 TOKENIZER_FOLDER = "tokenizer"
-PAGE_FILE = "report.html"
 CONTENTS = frozenset({LABELS_FILE, REPORT_FILE, PAGE_FILE, TOKENIZER_FOLDER, *DATASETS})
 POOL_ROWS = 1_000_000
 """Under so many events a pool of processes takes longer to start than it saves."""
@@ -73,8 +71,9 @@ def prepare(
 
     `out` gets `labels.parquet` (LABEL_SCHEMA), `pretrain/` (a data set of whole records, a row a
     patient), `finetune/` (a data set of records as they stood at an index time, a row a patient
-    and index time), `tokenizer/` and `prepare.json` (counts, exclusions, unknown rates, and the
-    fingerprint of the inputs and settings). Equal inputs and settings give equal bytes.
+    and index time), `tokenizer/`, `prepare.json` (counts, exclusions, unknown rates, settings, and
+    the fingerprint of the inputs and settings) and `report.html`, the page of them. Equal inputs
+    and settings give equal bytes.
 
     A run that was killed is gone on with by the next of the same inputs and settings.
 
@@ -89,9 +88,12 @@ def prepare(
         progress: show a progress bar.
 
     Raises:
-        InputError: no usable patients, or settings that do not fit.
+        InputError: no usable patients, or settings that do not fit the data or the tokenizer.
         SchemaError: `events` is not an events folder.
+        OutputError: the disk is full, or `out` cannot be written to.
     """
+    settings = settings or PrepareSettings()
+    _tasks(settings, tokenizer)  # what is wrong there takes nothing away of a killed run
     events, out = Path(events), Path(out)
     shards = data_files(events)
     count = _processes(shards, workers)
@@ -106,7 +108,7 @@ def prepare(
             events,
             shards,
             run,
-            settings or PrepareSettings(),
+            settings,
             tokenizer,
             memory=limit,
             memory_of_worker=limit // count,
@@ -138,7 +140,7 @@ def write_corpus(
         memory: bytes that this process may use.
         memory_of_worker: bytes that each of the others may use.
     """
-    tasks = tuple(settings.tasks())
+    tasks = _tasks(settings, tokenizer)
     subjects, encounters = read_subjects(events), read_encounters(events)
     if not subjects.num_rows:
         raise InputError(f"{events}: expected patients, found none")
@@ -148,7 +150,7 @@ def write_corpus(
     place = Place(events, parts, settings, tokenizer is None, rows, key)
     bar = tqdm(desc="prepare", unit=" parts", leave=False, disable=not progress)
     shares = list(_watched(run(survey, shards, place), bar))
-    end = _follow_up_end(encounters, subjects, shares, settings.follow_up_end)
+    end = _follow_up_end(encounters, subjects, shares, settings)
     del encounters
     if tokenizer is None:
         tokenizer = _fit(run, shares, place, tasks, memory, bar)
@@ -160,7 +162,7 @@ def write_corpus(
     fingerprint = key_of(key, plan_key, sorted(share.key for share in shares))
     _put_together(folder, written, fingerprint, memory)
     tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
-    report = _about(plan) | {"fingerprint": fingerprint}
+    report = _about(plan, fitted=place.fit) | {"fingerprint": fingerprint}
     report |= summary(Tally.sum_of(part.tally for part in written), [t.name for t in tasks])
     write_report(folder, report, events)
     shutil.rmtree(parts)
@@ -172,6 +174,13 @@ def write_report(folder: Path, report: dict[str, Any], events: Path) -> None:
     ingested = events / EVENTS_REPORT_FILE
     about = json.loads(ingested.read_text(encoding="utf-8")) if ingested.is_file() else None
     (folder / PAGE_FILE).write_text(data_page(report, about), encoding="utf-8")
+
+
+def _tasks(settings: PrepareSettings, tokenizer: EHRMambaTokenizer | None) -> tuple[Task, ...]:
+    """The tasks of settings that fit the tokenizer; see `PrepareSettings`."""
+    if tokenizer is not None:
+        settings.expect_fit(tokenizer)
+    return tuple(settings.tasks())
 
 
 def _processes(shards: Sequence[Path], workers: int | None) -> int:
@@ -199,13 +208,10 @@ def _key(
     """A hash of what all parts are made from beside the events."""
     files = (SUBJECTS_FILE, ENCOUNTERS_FILE, f"{METADATA_FOLDER}/codes.parquet")
     more = file_hash(Path(settings.more_codes)) if settings.more_codes else None
-    names = [(t.name, t.token, t.title, t.follow_up_days) for t in tasks]
+    kinds = [identity_of(task) for task in tasks]
     given = tokenizer and _content(tokenizer)
-    # Decoded again, a number of hours is a float, written with a point or not.
-    settings = msgspec.json.decode(msgspec.json.encode(settings), type=PrepareSettings)
-    return key_of(
-        FORMAT, [file_hash(events / file) for file in files], settings, more, names, given
-    )
+    hashes = [file_hash(events / file) for file in files]
+    return key_of(FORMAT, hashes, settings.plain(), more, kinds, given)
 
 
 def _content(tokenizer: EHRMambaTokenizer) -> list[Any]:
@@ -258,21 +264,16 @@ def _without_events(shares: Sequence[Share], subjects: pa.Table, events: Path) -
 
 
 def _follow_up_end(
-    encounters: pa.Table, subjects: pa.Table, shares: Sequence[Share], setting: str
+    encounters: pa.Table, subjects: pa.Table, shares: Sequence[Share], settings: PrepareSettings
 ) -> int | None:
     """The last moment that the source tells of, in microseconds; None where it is complete."""
+    setting = settings.follow_up_end
     if setting == "complete" or (
         setting == "auto" and pc.any(pc.equal(encounters["source"], "mimic")).as_py()
     ):
         return None
     if setting != "auto":
-        try:
-            moment = datetime.fromisoformat(setting).replace(tzinfo=None)
-        except ValueError:
-            raise InputError(
-                f"follow_up_end: expected auto, complete or an ISO time, found {setting}"
-            ) from None
-        return pa.scalar(moment, type=pa.timestamp("us")).value
+        return pa.scalar(settings.follow_up_moment, type=pa.timestamp("us")).value
     times = [encounters["start"], encounters["end"], subjects["death"]]
     moments = [pc.max(column.cast(pa.int64())).as_py() for column in times]
     moments += [share.latest for share in shares]
@@ -295,13 +296,21 @@ def _put_together(folder: Path, parts: Sequence[Written], fingerprint: str, memo
         write_labels(folder / LABELS_FILE, labels.order(order).to_arrow_reader(ROWS_A_GROUP))
 
 
-def _about(plan: Plan) -> dict[str, Any]:
-    """What prepare.json says beside the counts."""
-    end = plan.follow_up_end
+def _about(plan: Plan, *, fitted: bool) -> dict[str, Any]:
+    """What prepare.json says beside the counts; of the settings, those that held."""
+    end, settings = plan.follow_up_end, plan.settings.plain()
+    settings |= {
+        "categories": list(plan.tokens.categories),
+        "context_length": plan.tokens.context_length,
+    }
+    if not fitted:
+        del settings["min_patients"]
     return {
+        "tokenizer": "fitted" if fitted else "given",
         "vocabulary": len(plan.tokens.vocab),
         "binned_codes": len(plan.tokens.bins),
         "context_length": plan.tokens.context_length,
         "follow_up_end": "complete" if end is None else str(pa.scalar(end, pa.timestamp("us"))),
-        "min_patients": plan.settings.min_patients,
+        **({"min_patients": settings["min_patients"]} if fitted else {}),
+        "settings": settings,
     }

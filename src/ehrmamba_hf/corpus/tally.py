@@ -14,9 +14,10 @@ DISTRIBUTIONS = ("events", "visits", "tokens")
 class Tally(Counter[tuple[str, ...]]):
     """Counts by what is counted: a name, and what it is counted by.
 
-    `patients`, `stays`, `tokens` (split); `records`, `visits` (what); `events`, `unknown` (split,
-    code system); `numbers`, `unfitted` (split); `distribution` (of what, split, bin); `excluded`
-    (task, split, reason); `examples` (task, split, positive or negative).
+    `patients`, `stays`, `tokens` (split); `records` (how events found their visits, and what was
+    cut out, mended or merged); `visits` (sizes); `events`, `unknown` (split, code system);
+    `numbers`, `unfitted` (split); `distribution` (of what, split, bin); `excluded` (task, split,
+    reason); `examples` (task, split, positive or negative).
 
     >>> parts = [Tally({("patients", "test"): 2}), Tally({("patients", "test"): 3})]
     >>> Tally.sum_of(part.to_rows() for part in parts).by("patients")

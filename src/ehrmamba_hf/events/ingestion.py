@@ -39,6 +39,7 @@ from ehrmamba_hf.processes import memory_bytes, worker_count
 
 _POOL_BYTES: Final = 32 << 20
 """Below this, starting processes takes longer than reading."""
+_WORKER_BYTES: Final = 400_000_000  # of memory, while a block is read: measured
 _DATABASE_SHARE: Final = 0.6  # of the memory; the rest is for Python, Arrow and what is read
 DEFAULT_MEMORY: Final = "4GB"
 
@@ -68,23 +69,25 @@ def ingest(
         timezone: an IANA name, to turn times of FHIR written in UTC into the hospital's wall clock.
         book: what the site adds to the code systems, mapping tables and unit conversions of FHIR.
         rules: what the codes of a MEDS dataset mean; the packaged ones by default.
-        workers: processes that work side by side; one per CPU by default. A script that reads more
-            than a few megabytes so needs the usual `if __name__ == "__main__"`.
+        workers: processes that work side by side; one per CPU by default, and no more than can
+            share the memory. A script that reads more than a few megabytes so needs the usual
+            `if __name__ == "__main__"`.
         memory: about what they may use in all.
         progress: show a bar on a terminal.
 
     Raises:
         InputError: nothing can be done: no FHIR files, no usable Patient, an `out` that is
-            something else, an unknown timezone.
+            something else, an unknown timezone, an option that the source has no use for.
         OutputError: `out` cannot be written.
     """
     Clock(timezone)  # complains of an unknown name before the work, not after
     if source.resolve().is_relative_to(out.resolve()):
         raise InputError(f"{out}: expected a folder apart from the source, found one that holds it")
-    share = int(memory_bytes(memory) * _DATABASE_SHARE)
-    workers = worker_count(workers)
-    meds = is_meds(source)
-    files = [] if meds else find_files(source, skip=out)
+    total = memory_bytes(memory)
+    share = int(total * _DATABASE_SHARE)
+    workers = min(worker_count(workers), max(total // _WORKER_BYTES, 1))
+    meds, files = _look_at(source, out)
+    _expect_meant(source, meds, {"timezone": timezone, "book": book}, {"rules": rules})
     size = sum(map(size_of, files))
     with told_of_storage(out), resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         if meds:
@@ -111,6 +114,27 @@ def ingest(
     return report
 
 
+def _look_at(source: Path, out: Path) -> tuple[bool, list[Path]]:
+    """Whether a source is a MEDS dataset; if not, its FHIR files."""
+    try:
+        meds = is_meds(source)
+        return meds, [] if meds else find_files(source, skip=out)
+    except OSError as error:
+        raise InputError(
+            f"{source}: expected a source that can be read, found: {error.strerror}"
+        ) from None
+
+
+def _expect_meant(
+    source: Path, meds: bool, of_fhir: dict[str, object], of_meds: dict[str, object]
+) -> None:
+    """No option is without effect in silence."""
+    kind, others = ("a MEDS dataset", of_fhir) if meds else ("FHIR", of_meds)
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"{source}: expected no {name} for {kind}, which it has no effect on")
+
+
 def write_report(report: Report, folder: Path) -> None:
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)
     (folder / REPORT_FILE).write_bytes(text + b"\n")
@@ -132,6 +156,8 @@ def _meds_report(counted: dict[str, Any]) -> Report:
     used = rows["event"] + rows["subject_fact"] + rows["encounter_boundary"]
     outcome = Outcome(rows["read"], used, rows["not_used"], rows["rejected"])
     notes = {f"{fact}: several that differ": n for fact, n in counted["conflicting_facts"].items()}
+    if endless := counted["encounters_without_end"]:
+        notes["encounters without an end"] = endless
     return Report(
         source="MEDS",
         timezone=None,

@@ -18,7 +18,7 @@ from ehrmamba_hf.fhir.resources import (
 )
 from ehrmamba_hf.fhir.rows import EncounterRow, Event, NotUsed, Reject, Rows, Site, SubjectRow
 from ehrmamba_hf.fhir.statuses import expect_happened
-from ehrmamba_hf.fhir.times import Time, day_over, instant_of
+from ehrmamba_hf.fhir.times import Time, dated, instant_of
 
 _RACE: Final = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race"
 _GERMAN_REASON: Final = "Entlassungsgrund"  # https://simplifier.net/basisprofil-de-r4
@@ -39,15 +39,15 @@ def patient(resource: Patient, site: Site) -> Rows:
     notes: list[str] = []
     born = _readable(resource.birthDate, "birthDate", site, notes)
     died = _readable(resource.deceasedDateTime, "deceasedDateTime", site, notes)
+    died = dated(died) if died else None
     if born and died and died.last < born.start:
         raise Reject("deceasedDateTime", "a time not before birthDate", "an earlier one")
     events = []
     if born:
         events.append(Event(born.start, "birth", concept=_BIRTH, available_time=born.last))
-    dated = died if died and died.precision in _DATED else None
-    if dated:
-        last = day_over(dated)
-        events.append(Event(dated.start, "death", concept=_DEATH, available_time=last))
+    known = died if died and died.precision in _DATED else None
+    if known:
+        events.append(Event(known.start, "death", concept=_DEATH, available_time=known.last))
     elif died:
         notes.append("deceasedDateTime without a day")
     return Rows(
@@ -55,8 +55,8 @@ def patient(resource: Patient, site: Site) -> Rows:
         events=tuple(events),
         subject=SubjectRow(
             birth=born.start if born else None,
-            death=dated.start if dated else None,
-            death_is_date=dated is not None and (dated.precision == "day" or dated.midnight),
+            death=known.start if known else None,
+            death_is_date=known is not None and known.precision == "day",
             deceased=bool(resource.deceasedDateTime or resource.deceasedBoolean),
             sex=resource.gender or None,
             race=_race(resource.extension or []),
@@ -162,12 +162,12 @@ def _is_mimic(resource: Encounter) -> bool:
 
 
 def _race(extensions: list[Extension]) -> str | None:
-    """US Core's OMB categories, joined by "; ". http://hl7.org/fhir/us/core/ (us-core-race)"""
-    found = {
-        part.valueCoding.display
-        for race in extensions
-        if race.url == _RACE
-        for part in race.extension or ()
-        if part.url == "ombCategory" and part.valueCoding and part.valueCoding.display
-    }
-    return "; ".join(sorted(found)) or None
+    """US Core's OMB categories, joined by "; ", else its text.
+
+    http://hl7.org/fhir/us/core/ (us-core-race)
+    """
+    parts = [part for race in extensions if race.url == _RACE for part in race.extension or ()]
+    categories = [p.valueCoding for p in parts if p.url == "ombCategory" and p.valueCoding]
+    found = {coding.display or coding.code for coding in categories} - {None, ""}
+    found = found or {part.valueString for part in parts if part.url == "text"}
+    return "; ".join(sorted(filter(None, found))) or None

@@ -22,7 +22,6 @@ from ehrmamba_hf.fhir.identity import subject_id
 from ehrmamba_hf.fhir.reading import Lines
 from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
-    Element,
     Observation,
     Quantity,
     Reference,
@@ -134,16 +133,11 @@ class Plain(NamedTuple):
     without_category: int
 
 
-class _Meta(Element, frozen=True, gc=False):
-    lastUpdated: str | None = None
-
-
 class _Observation(Observation, frozen=True, gc=False, tag=False, kw_only=True):
     """What repeats is left as text. The rest is decoded, though not used: where it is malformed,
     the record is no better than when it comes alone."""
 
     resourceType: Literal["Observation"]  # a tag of one type alone may be missing
-    meta: _Meta | None = None  # type: ignore[assignment]
     category: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
     code: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
     subject: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
@@ -313,11 +307,13 @@ class PlainReader:
         if match := _SIMPLE_REFERENCE.fullmatch(raw):  # nearly all, and each comes a few times only
             return self._words.encounters[match[1].decode()]
         try:
-            return self._words.encounters[
-                id_of(_reference_decoder.decode(raw), self._site) if raw else None
-            ]
+            reference = _reference_decoder.decode(raw) if raw else None
+            found = id_of(reference, self._site)
         except _FAULTS:
             return -1
+        if found is None and reference is not None and reference.reference:
+            return -1  # it has to be noted
+        return self._words.encounters[found]
 
     def _unit(self, text: str | None) -> int:
         return self._words.units[unit_of(Quantity(code=text))]

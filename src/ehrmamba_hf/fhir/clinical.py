@@ -12,7 +12,7 @@ from ehrmamba_hf.fhir.fields import (
 from ehrmamba_hf.fhir.resources import AllergyIntolerance, Condition, Immunization, Procedure
 from ehrmamba_hf.fhir.rows import Event, NotUsed, Rows, Site
 from ehrmamba_hf.fhir.statuses import expect_happened, expect_not
-from ehrmamba_hf.fhir.times import day_over
+from ehrmamba_hf.fhir.times import dated
 
 
 def condition(resource: Condition, site: Site) -> Rows:
@@ -37,6 +37,7 @@ def allergy_intolerance(resource: AllergyIntolerance, site: Site) -> Rows:
 def procedure(resource: Procedure, site: Site) -> Rows:
     """A procedure, known at its start; one without an hour is known after its encounter.
 
+    One at midnight exactly is taken for a date, and so is its end, where that is at midnight too.
     One that is dated by an age, a range or a text has no date, which is noted: it stands at its
     encounter's end.
     """
@@ -56,6 +57,8 @@ def procedure(resource: Procedure, site: Site) -> Rows:
             "occurrence",
             site,
         )
+    if start is not None and start.midnight is not None:
+        start, end = dated(start), dated(end) if end else None
     vague = (
         *(resource.performedString, resource.performedAge, resource.performedRange),
         *(resource.occurrenceString, resource.occurrenceAge, resource.occurrenceRange),
@@ -65,9 +68,9 @@ def procedure(resource: Procedure, site: Site) -> Rows:
         category="procedure",
         concept=code_of(resource.code, site),
         end_time=end.last if end else None,
-        available_time=day_over(start) if start else None,
+        available_time=start.last if start else None,
         encounter_id=id_of(resource.encounter or resource.context, site),
-        after_encounter=start is None or start.precision != "time" or start.midnight,
+        after_encounter=start is None or start.precision != "time",
     )
     notes = ("performed[x] is not a date",) if start is None and any(vague) else ()
     return Rows(patient_id, (event,), notes=notes)

@@ -69,6 +69,7 @@ class Codebook:
         self._conversions = dict(conversions)
         self.system = lru_cache(maxsize=4096)(self._system)
         self._concept = lru_cache(maxsize=1 << 17)(self._read)
+        self._answered = lru_cache(maxsize=1 << 16)(_with_unknown)
 
     @classmethod
     def load(
@@ -113,16 +114,28 @@ class Codebook:
         >>> ndc = Coding(system="http://hl7.org/fhir/sid/ndc", code="00002821501")
         >>> own = Coding(system="https://h.org/drugs", code="INS")
         >>> Codebook().concept(CodeableConcept(coding=[ndc, own])).code
-        'H_ORG_DRUGS/INS'
-        >>> book = Codebook(mappings={"H_ORG_DRUGS/INS": "RXNORM/5856"})
+        'H_ORG_DRUGS_CD48C4E9/INS'
+        >>> book = Codebook(mappings={"H_ORG_DRUGS_CD48C4E9/INS": "RXNORM/5856"})
         >>> book.concept(CodeableConcept(coding=[own])).codings
-        ('H_ORG_DRUGS/INS', 'RXNORM/5856')
+        ('H_ORG_DRUGS_CD48C4E9/INS', 'RXNORM/5856')
         >>> Codebook().concept(CodeableConcept(text=" Aspirin  81 mg")).code
         'TEXT/aspirin 81 mg'
         """
         return self._concept(
             tuple([(c.system, c.code, c.display) for c in concept.coding or ()]), concept.text
         )
+
+    def answered(self, about: Concept, answer: CodeableConcept) -> Concept:
+        """`about`, with the unknown systems of its coded answer among its own.
+
+        >>> from ehrmamba_hf.fhir.resources import Coding
+        >>> own = CodeableConcept([Coding("https://h.org/answers", "yes")])
+        >>> Codebook().answered(Concept("LOINC/1", ()), own).unknown_systems
+        ('https://h.org/answers',)
+        """
+        found = self.concept(answer)
+        unknown = found.unknown_systems if found else ()
+        return self._answered(about, unknown) if unknown else about
 
     @property
     def converts(self) -> bool:
@@ -183,6 +196,10 @@ class Codebook:
         code = self._mappings.get(source, source)
         codings = tuple(ranks) if code in ranks else (*ranks, code)
         return Concept(code, codings, displays.get(source), unknown)
+
+
+def _with_unknown(concept: Concept, unknown: tuple[str, ...]) -> Concept:
+    return msgspec.structs.replace(concept, unknown_systems=(*concept.unknown_systems, *unknown))
 
 
 def _read_mappings(file: Path, registry: Registry, mapped: dict[str, str]) -> None:

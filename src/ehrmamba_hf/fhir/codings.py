@@ -5,6 +5,7 @@ The registry is systems.yaml, beside this file; a site's own file adds to it.
 
 import re
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -130,7 +131,8 @@ class Registry:
 
         A version ("|2.74"), the case, a closing slash and http or https make no difference. An
         unknown URL gets a name made of the last two telling parts of it (the host counts as one),
-        an unknown OID its numbers: the same on every machine and in every run.
+        or of an OID its numbers, and of a hash of all of it: the same on every machine and in
+        every run, and no other system's.
 
         >>> registry = Registry(packaged_systems())
         >>> registry.system("urn:oid:2.16.840.1.113883.6.1").name
@@ -138,7 +140,7 @@ class Registry:
         >>> registry.system("http://fhir.mimic.mit.edu/CodeSystem/d-labitems").name
         'MIMIC_LAB'
         >>> registry.system("https://hospital.org/fhir/CodeSystem/lab-items")
-        System(name='HOSPITAL_ORG_LAB_ITEMS', known=False)
+        System(name='HOSPITAL_ORG_LAB_ITEMS_1599E36F', known=False)
         >>> registry.system(None).name
         'LOCAL'
         """
@@ -151,11 +153,10 @@ class Registry:
             return System(self._names[key], True)
         for start in self._starts:
             if key.startswith(start):
-                return System(f"{self._prefixes[start]}_{_word(key.removeprefix(start))}", False)
-        if key.startswith("urn:"):
-            return System(_word(key.removeprefix("urn:")) or LOCAL, False)
-        parts = [p for p in key.split("://", 1)[-1].split("/") if p not in _NOT_TELLING]
-        return System(_word("_".join(parts[-2:])) or LOCAL, False)
+                family, rest = self._prefixes[start], key.removeprefix(start)
+                return _unknown(f"{family}_{rest}", f"{family}/{rest}")
+        path = key.removeprefix("urn:").split("://", 1)[-1].split("/")
+        return _unknown("_".join([part for part in path if part not in _NOT_TELLING][-2:]), key)
 
     def knows(self, name: str) -> bool:
         """Whether a short name is one of the registry's."""
@@ -188,5 +189,9 @@ def _same_case(url: str) -> str:
     return url.strip().lower().replace("https://", "http://")
 
 
-def _word(text: str) -> str:
-    return re.sub(r"[^A-Z0-9]+", "_", text.upper()).strip("_")
+def _unknown(readable: str, key: str) -> System:
+    """The hash tells apart what reads alike, and all of these from the names of a registry."""
+    word = re.sub("[^A-Z0-9]+", "_", readable.upper()).strip("_")
+    if not word[:1].isalpha():
+        word = f"SYSTEM_{word}".rstrip("_")
+    return System(f"{word}_{blake2b(key.encode(), digest_size=4).hexdigest().upper()}", False)

@@ -59,5 +59,23 @@ _CONVERT: Final[dict[type, Callable[[Any, Site], Rows]]] = {
 
 
 def convert(resource: Clinical, site: Site) -> Rows:
-    """The Rows of any used resource. Raises Reject or NotUsed, and nothing else."""
-    return _CONVERT[type(resource)](resource, site)
+    """The Rows of any used resource. Raises Reject or NotUsed, and nothing else.
+
+    Their notes also tell what decoding left out, and a reference to an encounter that names none.
+    """
+    rows = _CONVERT[type(resource)](resource, site)
+    notes = [f"{field} is malformed" for field in resource.malformed]
+    if _names_no_encounter(resource, rows):
+        notes.append("the encounter's reference names no Encounter")
+    return rows._replace(notes=(*rows.notes, *notes)) if notes else rows
+
+
+def _names_no_encounter(resource: Clinical, rows: Rows) -> bool:
+    if isinstance(resource, Encounter):
+        reference, found = resource.partOf, rows.encounter and rows.encounter.part_of
+    elif isinstance(resource, Patient | Medication):
+        return False
+    else:
+        reference = resource.encounter or resource.context
+        found = rows.events[0].encounter_id if rows.events else None
+    return reference is not None and bool(reference.reference) and not found

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
 from ehrmamba_hf.fhir.identity import parse_reference
-from ehrmamba_hf.fhir.resources import Bundle, Clinical, Entry
+from ehrmamba_hf.fhir.resources import Bundle, Clinical, Entry, Malformed
 from ehrmamba_hf.fhir.rows import Reject
 
 
@@ -24,7 +24,8 @@ _DISPENSABLE: Final = frozenset({"meta", "identifier", "extension", "gender"})
 """Fields whose loss changes no event: where one is malformed, the rest of the record is used."""
 _LARGEST_REPAIR: Final = 1 << 24
 """Bytes of a record; as Python's objects, of which a repair is made, it takes 50 times that."""
-_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_STEP: Final = re.compile(r"[^.\[\]]+")
 _TYPE_NAME = re.compile("[A-Z][A-Za-z]{2,63}")
 # "Expected `str | null`, got `int` - at `$.code.text`"
 _MISFIT = re.compile(r"(?:Expected `(?P<expected>[^`]+)`(?:, got `(?P<found>[^`]+)`)?)?.*?"
@@ -47,13 +48,13 @@ def decode(raw: bytes | msgspec.Raw) -> Clinical | Bundle | Other:
         return _decoder.decode(raw)
     except msgspec.ValidationError as error:
         misfit = str(error)
-    except _BROKEN as error:
-        raise _broken(error) from None
+    except BROKEN as error:
+        raise broken(error) from None
     try:
         other = _peek.decode(raw)
-    except _BROKEN as error:
+    except BROKEN as error:
         if not isinstance(error, msgspec.ValidationError):
-            raise _broken(error) from None
+            raise broken(error) from None
         raise Reject("resourceType", "a FHIR resource", "JSON that is not one") from None
     if other.resourceType in _USED:
         return _repaired(raw, misfit, other.resourceType)
@@ -92,7 +93,7 @@ def aliases_of(bundle: Bundle) -> dict[str, str]:
         if _holds_one(entry) and url.startswith("urn:"):
             try:
                 own = _id_decoder.decode(entry.resource).id
-            except _BROKEN:
+            except BROKEN:
                 continue  # the entry itself is going to be rejected
             if own and not url.endswith(f":{own}"):
                 aliases[url] = own
@@ -104,25 +105,46 @@ def _holds_one(entry: Entry) -> bool:
 
 
 def _repaired(raw: bytes | msgspec.Raw, misfit: str, kind: str) -> Clinical | Bundle:
-    """The resource without the nulls in its arrays and the odd fields that it can do without."""
+    """The resource without the nulls in its arrays and the odd fields that it can do without.
+
+    What had to go is told in its `malformed`: a subfield or a member of an array, as long as these
+    are few, else all of the field.
+    """
     if len(memoryview(raw)) > _LARGEST_REPAIR:
         raise _misfit(misfit, kind)
     try:
         content = _without_nulls(msgspec.json.decode(raw))
-        for _ in range(len(_DISPENSABLE) + 1):
+        content.pop("malformed", None)  # not the record's to say
+        dropped: list[Malformed] = []
+        for turn in range(2 * len(_DISPENSABLE) + 1):
             try:
-                return _decoder.decode(msgspec.json.encode(content))
+                found = _decoder.decode(msgspec.json.encode(content))
+                return msgspec.structs.replace(found, malformed=tuple(dict.fromkeys(dropped)))
             except msgspec.ValidationError as error:
                 misfit = str(error)
-            root = re.split(r"[.\[]", _misfit(misfit, kind).field, maxsplit=1)[0]
-            if root not in _DISPENSABLE or root not in content:
+            depth = 2 if turn < len(_DISPENSABLE) else 1
+            path = _STEP.findall(_misfit(misfit, kind).field)[:depth]
+            if not path or path[0] not in _DISPENSABLE or path[0] not in content:
                 break
-            del content[root]
+            dropped.append(_drop(content, path))
     except RecursionError as error:
-        raise _broken(error) from None
+        raise broken(error) from None
     except (msgspec.MsgspecError, ValueError, OverflowError):
         pass  # numbers that Python cannot hold: what was wrong at first is said
     raise _misfit(misfit, kind)
+
+
+def _drop(content: Any, path: list[str]) -> Malformed:
+    """Take what a path of one or two steps leads to out of a record; the name of what it was."""
+    inside = content[path[0]]
+    if len(path) == 1:
+        del content[path[0]]
+    elif isinstance(inside, list):
+        del inside[int(path[1])]
+    else:
+        del inside[path[1]]
+        return cast(Malformed, ".".join(path))
+    return cast(Malformed, path[0])
 
 
 def _without_nulls(content: Any) -> Any:
@@ -142,9 +164,10 @@ def _misfit(message: str, kind: str) -> Reject:
     return reject
 
 
-def _broken(error: Exception) -> Reject:
+def broken(error: Exception, field: str = "") -> Reject:
+    """What is told of one of BROKEN, met in a field."""
     if isinstance(error, UnicodeDecodeError):
-        return Reject("", "UTF-8 text", "an invalid byte")
+        return Reject(field, "UTF-8 text", "an invalid byte")
     if isinstance(error, RecursionError):
-        return Reject("", "a FHIR resource", "JSON nested too deep")
-    return Reject("", "one JSON record", str(error))
+        return Reject(field, "a FHIR resource", "JSON nested too deep")
+    return Reject(field, "one JSON record", str(error))

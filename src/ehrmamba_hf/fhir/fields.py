@@ -39,11 +39,14 @@ def patient_of(subject: Reference | None, site: Site, field: str = "subject") ->
 
 
 def id_of(reference: Reference | None, site: Site, field: str = "encounter") -> str | None:
-    """The id that an optional reference names, if any."""
+    """The id of the Encounter that an optional reference names, if any.
+
+    A `context` may be an EpisodeOfCare instead. `convert` notes a reference that names none.
+    """
     if reference is None or reference.reference is None:
         return None
     target = target_of(reference.reference, field, site)
-    return target.id if target else None
+    return target.id if target and target.type in (None, "Encounter") else None
 
 
 def target_of(reference: str, field: str, site: Site) -> Target | None:
@@ -111,9 +114,10 @@ def value_of(
     """(numeric value, text value, unit) of a value[x]; all None without one.
 
     A comparator ("<") goes to the text beside the number. Concepts become their code with its
-    system, or their text; ranges "low-high", ratios "a:b", periods "start/end", booleans "true" or
-    "false", dates and times as written. Where the site converts the unit of what is measured, the
-    number is the converted one. Sampled data, attachments and references have no column.
+    system, or their text; ranges "low-high", ratios "a:b", both with their comparators ("<1:20");
+    periods "start/end", booleans "true" or "false", dates and times as written. Where the site
+    converts the unit of what is measured, the number is the converted one. Sampled data,
+    attachments and references have no column.
 
     The reference range has no column either, nor has the interpretation made from it: it is the
     laboratory's, not the patient's, and values are binned by their own quantiles.
@@ -142,9 +146,10 @@ def number_of(quantity: Quantity | None, field: str) -> tuple[float | None, str 
 
 
 def unit_of(quantity: Quantity | None) -> str | None:
-    """The unit of a Quantity: its UCUM code where given, else its text, without outer spaces.
+    """The unit of a Quantity: its code where given, else its text, without outer spaces.
 
-    Neither case nor spelling is changed: in UCUM, "mg" and "Mg" are nine powers of ten apart.
+    The code is mostly UCUM's, but Quantity.system is not looked at. Neither case nor spelling is
+    changed: in UCUM, "mg" and "Mg" are nine powers of ten apart.
     """
     if quantity is None:
         return None
@@ -197,12 +202,12 @@ def _text_value(measured: Measured, site: Site) -> str | None:
     if measured.valueBoolean is not None:
         return "true" if measured.valueBoolean else "false"
     if measured.valueRange is not None:
-        return f"{_digits(measured.valueRange.low)}-{_digits(measured.valueRange.high)}"
+        return _pair(_digits(measured.valueRange.low), "-", _digits(measured.valueRange.high))
     if measured.valueRatio is not None:
         ratio = measured.valueRatio
-        return f"{_digits(ratio.numerator)}:{_digits(ratio.denominator)}"
+        return _pair(_digits(ratio.numerator), ":", _digits(ratio.denominator))
     if measured.valuePeriod is not None:
-        return f"{measured.valuePeriod.start or ''}/{measured.valuePeriod.end or ''}"
+        return _pair(measured.valuePeriod.start or "", "/", measured.valuePeriod.end or "")
     return measured.valueString or measured.valueTime or measured.valueDateTime or None
 
 
@@ -213,5 +218,12 @@ def _coded_value(value: CodeableConcept, site: Site) -> str | None:
     return value.text or next((c.display for c in value.coding or () if c.display), None)
 
 
+def _pair(first: str, sign: str, second: str) -> str | None:
+    return f"{first}{sign}{second}" if first or second else None
+
+
 def _digits(quantity: Quantity | None) -> str:
-    return "" if quantity is None or quantity.value is None else f"{quantity.value:g}"
+    """A number as short as it can be told in full, after its comparator."""
+    if quantity is None or quantity.value is None:
+        return ""
+    return f"{quantity.comparator or ''}{quantity.value + 0.0!r}".removesuffix(".0")

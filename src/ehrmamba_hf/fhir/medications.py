@@ -1,10 +1,12 @@
 """Medications: what they are, and how they are ordered, dispensed, given and taken."""
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from ehrmamba_hf.fhir.codings import Concept
+from ehrmamba_hf.fhir.decoding import BROKEN, broken
 from ehrmamba_hf.fhir.fields import (
     code_of,
     expect_time,
@@ -17,7 +19,9 @@ from ehrmamba_hf.fhir.fields import (
 )
 from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
+    Coding,
     Contained,
+    Ingredient,
     Medication,
     MedicationAdministration,
     MedicationDispense,
@@ -33,9 +37,20 @@ _contained: Final = msgspec.json.Decoder(Contained)
 
 
 def medication(resource: Medication, site: Site) -> Rows:
-    """What requests, administrations and the like refer to; no event of its own."""
+    """What requests, administrations and the like refer to; no event of its own.
+
+    Without a code, it is what its ingredients are.
+    """
     expect_happened(resource.status, "Medication")
-    concept = site.book.concept(resource.code) if resource.code is not None else None
+    concept = _concept_of(resource.code, site)
+    if concept is None and resource.ingredient:
+        ingredients = _ingredients_of(resource.ingredient, site)
+        concepts = [found for found in ingredients if isinstance(found, Concept)]
+        if len(concepts) < len(ingredients):
+            return Rows(None, ingredients=ingredients)
+        concept = _mixture(concepts)
+    else:
+        concept = _with_identifiers(resource, site)
     if concept is None:
         raise NotUsed("no code")
     return Rows(None, medication=concept)
@@ -52,7 +67,8 @@ def medication_request(resource: MedicationRequest, site: Site) -> Rows:
     written = time_of(resource.authoredOn, "authoredOn", site)
     if written is None and resource.dispenseRequest is not None:
         window = resource.dispenseRequest.validityPeriod
-        written, _ = span_of(None, window, None, "dispenseRequest.validity", site)
+        start = window.start if window is not None else None
+        written = time_of(start, "dispenseRequest.validityPeriod.start", site)
     return _use(resource, "medication", written, site)
 
 
@@ -146,7 +162,7 @@ def _medication_of(use: MedicationUse, site: Site) -> tuple[Concept | None, str 
     concept, reference = use.medicationCodeableConcept, use.medicationReference
     if use.medication is not None:
         concept, reference = use.medication.concept, use.medication.reference
-    found = site.book.concept(concept) if concept is not None else None
+    found = _concept_of(concept, site)
     if found is not None:
         return found, None
     if reference is None or not (reference.reference or reference.display):
@@ -170,6 +186,64 @@ def _contained_medication(use: MedicationUse, wanted: str, site: Site) -> Concep
             medication = _contained.decode(raw)
         except msgspec.ValidationError:
             continue  # contained resources of other types have other kinds of `code`
+        except BROKEN as error:  # the bytes of what is decoded later were only skipped so far
+            raise broken(error, "contained") from None
         if medication.id == wanted:
-            return code_of(medication.code, site, "contained.code")
+            ingredients = _ingredients_of(medication.ingredient or (), site)
+            concepts = [found for found in ingredients if isinstance(found, Concept)]
+            found = _concept_of(medication.code, site) or _mixture(concepts)
+            return found or code_of(medication.code, site, "contained.code")
     raise NotUsed("unresolved medicationReference")
+
+
+def _concept_of(
+    concept: CodeableConcept | list[CodeableConcept] | None, site: Site
+) -> Concept | None:
+    """The Concept of what may be one or, as in MIMIC, a list of which all say the same."""
+    if isinstance(concept, list):
+        codings = [coding for one in concept for coding in one.coding or ()]
+        text = next((one.text for one in concept if one.text), None)
+        concept = CodeableConcept(coding=codings, text=text)
+    return site.book.concept(concept) if concept is not None else None
+
+
+def _with_identifiers(medication: Medication, site: Site) -> Concept | None:
+    """The Concept of the code and of the identifiers that are codes of a known system.
+
+    MIMIC-IV on FHIR has one of a drug's codes in `code`, its name and the others as identifiers.
+    """
+    codes = [
+        Coding(system=identifier.system, code=identifier.value)
+        for identifier in medication.identifier or ()
+        if identifier.system and site.book.system(identifier.system).known
+    ]
+    own = medication.code or CodeableConcept()
+    return site.book.concept(CodeableConcept(coding=[*(own.coding or ()), *codes], text=own.text))
+
+
+def _ingredients_of(ingredients: Iterable[Ingredient], site: Site) -> tuple[Concept | str, ...]:
+    found = (_ingredient(ingredient, site) for ingredient in ingredients)
+    return tuple(one for one in found if one is not None)
+
+
+def _ingredient(ingredient: Ingredient, site: Site) -> Concept | str | None:
+    """Its Concept, or the id of the Medication resource that has it."""
+    concept, reference = ingredient.itemCodeableConcept, ingredient.itemReference
+    if ingredient.item is not None:
+        concept, reference = ingredient.item.concept, ingredient.item.reference
+    found = _concept_of(concept, site)
+    if found is not None or reference is None:
+        return found
+    if not reference.reference:
+        return site.book.concept(CodeableConcept(text=reference.display))
+    target = target_of(reference.reference, "ingredient.itemReference", site)
+    return target.id if target and target.type in (None, "Medication") else None
+
+
+def _mixture(concepts: Sequence[Concept]) -> Concept | None:
+    """The code of the first, and the codings of all."""
+    if not concepts:
+        return None
+    codings = dict.fromkeys(coding for one in concepts for coding in one.codings)
+    unknown = dict.fromkeys(url for one in concepts for url in one.unknown_systems)
+    return Concept(concepts[0].code, tuple(codings), concepts[0].display, tuple(unknown))

@@ -32,6 +32,7 @@ def observation(resource: Observation, site: Site) -> Rows:
     concept = code_of(resource.code, site)
     start, available, end = _times(resource, site)
     number, text, unit = value_of(resource, concept, site)
+    concept = _with_answer(concept, resource, number, site)
     own = Event(
         start,
         observation_kind(resource.category, concept),
@@ -99,13 +100,16 @@ def _components(
     for index, part in enumerate(resource.component or ()):
         about: Concept | None = site.book.concept(part.code) if part.code is not None else None
         if about is None:
+            notes.append("component without a code")
             continue
         number, text, unit = value_of(part, about, site, f"component[{index}].")
         if number is None and text is None:
             if part.dataAbsentReason:
                 absent = True
+                notes.append("component without a result")
                 continue
             notes += _notes(part)
+        about = _with_answer(about, part, number, site)
         kind = observation_kind(resource.category, about)
         found.append(
             own._replace(
@@ -113,6 +117,13 @@ def _components(
             )
         )
     return tuple(found), absent, tuple(notes)
+
+
+def _with_answer(about: Concept, measured: Measured, number: float | None, site: Site) -> Concept:
+    """The Concept that is asked about; of a coded answer, it tells the unknown systems too."""
+    if number is not None or measured.valueCodeableConcept is None:
+        return about
+    return site.book.answered(about, measured.valueCodeableConcept)
 
 
 def _notes(measured: Measured) -> tuple[str, ...]:

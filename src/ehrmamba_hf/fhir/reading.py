@@ -176,23 +176,48 @@ def read_lines(span: Span, digest: xxhash.xxh3_128 | None = None) -> Iterator[Li
     `digest` is told the name, the place and the text of all of it.
     """
     lines = _split(span, digest)
-    if not _is_document(span.file):
+    return _of_document(lines) if _is_document(span.file) else lines
+
+
+def _of_document(lines: Iterator[Lines]) -> Iterator[Lines]:
+    """The lines of a .json file, as one where they are one JSON text.
+
+    What is neither that nor has a record on a line of its own is one broken text, not many.
+    """
+    for head in lines:
+        if head.text is None or not head.text.isspace():
+            break
+        yield head
+    else:
+        return
+    if head.text is None or _is_json(head.text.lstrip().split(b"\n", 1)[0]):
+        yield head
         yield from lines
         return
-    head = next(lines, None)
-    if head is None:
-        return
-    if head.text is not None and not _is_json(head.text.split(b"\n", 1)[0]):
-        text = bytearray(head.text)
+    held, size = [head], len(head.text)
+    try:
         for more in lines:
-            if more.text is None or len(text) + len(more.text) > LONGEST:
-                yield Lines(1, 1, None)
-                return
-            text += more.text
-        yield Lines(1, 1, bytes(text))
-        return
-    yield head
-    yield from lines
+            held.append(more)
+            size += LONGEST if more.text is None else len(more.text)
+            if size > LONGEST:
+                break
+    except BrokenFile:
+        if any(map(_has_record, held)):
+            yield from held
+        raise
+    text = b"".join(part.text or b"" for part in held) if size <= LONGEST else None
+    if (text is None or not _is_json(text)) and any(map(_has_record, held)):
+        del text
+        yield from held
+        yield from lines
+    else:
+        yield Lines(head.first, 1, text)
+
+
+def _has_record(lines: Lines) -> bool:
+    """Whether one of the lines is an object. In a text on several lines, most are set in."""
+    texts = (lines.text or b"").split(b"\n")
+    return any(text.startswith(b"{") and _is_json(text) for text in texts)
 
 
 def _split(span: Span, digest: xxhash.xxh3_128 | None) -> Iterator[Lines]:

@@ -7,6 +7,8 @@ name: which release a record is of is not asked, each of its fields is used unde
 has. R4B is R4 here. https://hl7.org/fhir/R4/resourcelist.html, https://hl7.org/fhir/R5/diff.html
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -16,7 +18,16 @@ class Element(msgspec.Struct, frozen=True, gc=False):
 
 class Meta(Element, frozen=True, gc=False):
     lastUpdated: str | None = None
+
+
+class EncounterMeta(Meta, frozen=True, gc=False):
+    """Of an Encounter, its profile may tell where it is from."""
+
     profile: list[str] | None = None
+
+
+Malformed = Literal["meta", "meta.lastUpdated", "meta.profile", "identifier", "extension", "gender"]
+"""What a resource is used without where it is malformed."""
 
 
 class Resource(Element, frozen=True, gc=False, tag_field="resourceType", tag=str):
@@ -24,6 +35,7 @@ class Resource(Element, frozen=True, gc=False, tag_field="resourceType", tag=str
 
     id: str | None = None
     meta: Meta | None = None
+    malformed: tuple[Malformed, ...] = ()  # none of FHIR's: what decoding left out
 
 
 class Coding(Element, frozen=True, gc=False):
@@ -93,9 +105,16 @@ class Identifier(Element, frozen=True, gc=False):
     system: str | None = None
 
 
+class MedicationIdentifier(Identifier, frozen=True, gc=False):
+    """Only here is the value decoded: those of patients and encounters are theirs."""
+
+    value: str | None = None
+
+
 class Extension(Element, frozen=True, gc=False):
     url: str | None = None
     valueCoding: Coding | None = None
+    valueString: str | None = None
     extension: "list[Extension] | None" = None
 
 
@@ -133,6 +152,7 @@ class Discharge(Element, frozen=True, gc=False):
 
 
 class Encounter(Resource, frozen=True, gc=False, rename={"class_": "class"}):
+    meta: EncounterMeta | None = None
     identifier: list[Identifier] | None = None
     status: str | None = None
     class_: Coding | list[CodeableConcept] | None = None  # R4 | R5
@@ -190,9 +210,17 @@ class Immunization(ClinicalResource, frozen=True, gc=False):
     doseQuantity: Quantity | None = None
 
 
+class Ingredient(Element, frozen=True, gc=False):
+    itemCodeableConcept: CodeableConcept | None = None
+    itemReference: MedicationReference | None = None
+    item: CodeableReference | None = None  # R5
+
+
 class Medication(Resource, frozen=True, gc=False):
+    identifier: list[MedicationIdentifier] | None = None
     status: str | None = None
     code: CodeableConcept | None = None
+    ingredient: list[Ingredient] | None = None
 
 
 class Contained(Element, frozen=True, gc=False):
@@ -200,13 +228,15 @@ class Contained(Element, frozen=True, gc=False):
 
     id: str | None = None
     code: CodeableConcept | None = None
+    ingredient: list[Ingredient] | None = None
 
 
 class MedicationUse(ClinicalResource, frozen=True, gc=False):
     """What the resources that name a medication share."""
 
     status: str | None = None
-    medicationCodeableConcept: CodeableConcept | None = None
+    # A list in MIMIC-IV on FHIR 1.0 and 2.0.
+    medicationCodeableConcept: CodeableConcept | list[CodeableConcept] | None = None
     medicationReference: MedicationReference | None = None
     medication: CodeableReference | None = None  # R5
     contained: list[msgspec.Raw] | None = None
@@ -298,6 +328,7 @@ class Component(Measured, frozen=True, gc=False):
 class Observation(Measured, frozen=True, gc=False, tag_field="resourceType", tag="Observation"):
     id: str | None = None
     meta: Meta | None = None
+    malformed: tuple[Malformed, ...] = ()
     status: str | None = None
     category: list[CodeableConcept] | None = None
     subject: Reference | None = None

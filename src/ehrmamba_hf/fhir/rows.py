@@ -61,6 +61,7 @@ class Rows(NamedTuple):
     encounter: EncounterRow | None = None
     subject: SubjectRow | None = None
     medication: Concept | None = None
+    ingredients: tuple[Concept | str, ...] = ()  # of a mixture; a text: the id of a Medication
     notes: tuple[str, ...] = ()  # fields that the record is used without: counted, each by its text
 
 

@@ -76,7 +76,7 @@ def expect_happened(status: CodeableConcept | str | None, resource_type: str) ->
 
     A verificationStatus is a code in STU3 and a concept since R4.
     """
-    _expect(_plain(status), EXCLUDED[resource_type], "status")
+    _expect(status, EXCLUDED[resource_type], "status")
 
 
 def expect_order(intent: str | None) -> None:
@@ -87,7 +87,7 @@ def expect_order(intent: str | None) -> None:
 def expect_taken(taken: str | None, adherence: CodeableConcept | None) -> None:
     """Raise NotUsed where STU3's `taken` or R5's `adherence` says that it is not taken."""
     _expect(taken, _NOT_TAKEN, "taken")
-    _expect(_plain(adherence), _NOT_TAKING, "adherence")
+    _expect(adherence, _NOT_TAKING, "adherence")
 
 
 def expect_not(**flags: bool | None) -> None:
@@ -100,12 +100,14 @@ def expect_not(**flags: bool | None) -> None:
             raise NotUsed(name)
 
 
-def _expect(code: str | None, excluded: frozenset[str], what: str) -> None:
-    if code in excluded:
-        raise NotUsed(f"{what} {code}")
+def _expect(status: CodeableConcept | str | None, excluded: frozenset[str], what: str) -> None:
+    for code in _codes(status):
+        if code in excluded:
+            raise NotUsed(f"{what} {code}")
 
 
-def _plain(concept: CodeableConcept | str | None) -> str | None:
-    if concept is None or isinstance(concept, str):
-        return concept
-    return next((c.code for c in concept.coding or () if c.code), concept.text)
+def _codes(status: CodeableConcept | str | None) -> list[str | None]:
+    """Every code, and the text: a hospital's own coding may stand before the one that tells."""
+    if status is None or isinstance(status, str):
+        return [status]
+    return [*(coding.code for coding in status.coding or ()), status.text]

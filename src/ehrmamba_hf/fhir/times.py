@@ -11,6 +11,12 @@ time falls into it, and one that is written in it stays there. In autumn an hour
 times an hour apart read the same, and of two times within it the later may read as the earlier.
 Durations are wall-clock, an hour more or less on these two nights.
 
+Midnight. A time at exactly 00:00:00 may be a date that lost its kind. Where the day is what counts
+(a death, a procedure), it is taken for that day: the one that is written, though it be midnight in
+UTC, which is not converted then; else the one that starts on the wall clock. Everywhere else it is
+a time like any other, and converted: a laboratory result at 00:00:00Z is of the evening before in
+New York.
+
 Partial dates. A day, a month (2019-03) or a year (2019) is the span of it: it starts at its first
 microsecond and is over with its last.
 
@@ -53,7 +59,7 @@ class Time(NamedTuple):
     start: int  # first microsecond
     last: int  # last microsecond: what is dated by a day is known for sure when the day is over
     precision: Precision
-    midnight: bool  # a full time at 00:00:00, as written or on the wall clock
+    midnight: int | None = None  # of a full time at 00:00:00: the day that it may stand for
 
 
 class Clock:
@@ -105,7 +111,7 @@ class Clock:
         else:
             days, precision = 365 + (monthrange(first.year, 2)[1] == 29), "year"
         start = _micros(first)
-        return Time(start, start + days * DAY - 1, precision, False)  # type: ignore[arg-type]
+        return Time(start, start + days * DAY - 1, precision)  # type: ignore[arg-type]
 
     def _full(self, text: str, *, leap: bool, utc: bool) -> Time:
         if leap:  # FHIR allows :60, datetime does not
@@ -113,23 +119,28 @@ class Clock:
         written = datetime.fromisoformat(text)
         self.met_utc |= utc
         self.met_other |= not utc
-        wall = written.replace(tzinfo=None)
-        midnight = _is_midnight(wall)
+        wall = as_written = written.replace(tzinfo=None)
         if utc and self._zone is not None:
             try:
                 wall = written.astimezone(self._zone).replace(tzinfo=None)
             except OverflowError as error:
                 raise ValueError("outside the calendar") from error
-            midnight = midnight or _is_midnight(wall)
         start = _micros(wall) + 1_000_000 * leap
         if start > LAST:
             raise ValueError("outside the calendar")
-        return Time(start, start, "time", midnight)
+        days = map(_micros, (as_written, wall))
+        return Time(start, start, "time", next((day for day in days if day % DAY == 0), None))
 
 
-def day_over(time: Time) -> int:
-    """When a written time is over; midnight exactly is taken for a date that lost its kind."""
-    return time.start + DAY - 1 if time.midnight else time.last
+def dated(time: Time) -> Time:
+    """A time at midnight exactly as the day that it stands for; any other time as it is.
+
+    >>> dated(Clock("America/New_York").read("1970-01-02T00:00:00Z")).start == DAY
+    True
+    """
+    if time.midnight is None:
+        return time
+    return Time(time.midnight, time.midnight + DAY - 1, "day")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -152,7 +163,3 @@ def instant_of(text: str) -> int | None:
 
 def _micros(wall: datetime) -> int:
     return (wall - EPOCH) // MICROSECOND
-
-
-def _is_midnight(wall: datetime) -> bool:
-    return not (wall.hour or wall.minute or wall.second or wall.microsecond)

@@ -1,6 +1,7 @@
 """Lines to cells on the workers: a task a block, nothing read twice."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +37,9 @@ def read_blocks(
     def convert(batches: Batches) -> Batches:
         for row in rows_of(batches):
             block = blocks.value[row["id"]]
-            cells = _cells(block, reading)
+            # How deep JSON may nest depends on the stack, which is as short in every new thread.
+            with ThreadPoolExecutor(1) as thread:
+                cells = thread.submit(_cells, block, reading).result()
             yield from batches_of("block", ((block.number, name, cell) for name, cell in cells))
 
     jobs = session.range(0, amount, 1, amount)

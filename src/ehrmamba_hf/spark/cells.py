@@ -24,9 +24,10 @@ Batches = Iterator[pa.RecordBatch]
 CELL_SCHEMA: Final = "{key} long, name string, cell binary"
 """The columns of a table of cells, as Spark writes them; `key`: of a block, or a shard."""
 
+_NAMED_SCHEMA: Final = pa.schema([("medication_id", pa.string()), ("has_code", pa.bool_())])
 _BESIDE: Final = {
     "losers": ("losers.parquet", pa.schema([("row", pa.int64()), ("reason", pa.string())])),
-    "named": ("named-00000.parquet", pa.schema([("medication_id", pa.string())])),
+    "named": ("named-00000.parquet", _NAMED_SCHEMA),
 }
 """What `ehrmamba_hf.events.fhir.assemble` looks for beside the parts."""
 _OPTIONS: Final[dict[str, Any]] = {"compression": "lz4", "write_statistics": ["subject_id"]}

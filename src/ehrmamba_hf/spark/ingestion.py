@@ -34,6 +34,7 @@ from ehrmamba_hf.events.schema import (
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import BLOCK, find_files
 from ehrmamba_hf.fhir.times import Clock
+from ehrmamba_hf.folders import told_of_storage
 from ehrmamba_hf.processes import memory_bytes
 from ehrmamba_hf.spark.blocks import TALLY, read_blocks
 from ehrmamba_hf.spark.cells import kept_on_disk, write_parts
@@ -89,6 +90,7 @@ def ingest(
         raise InputError(f"{out}: expected a folder apart from the source, found one that holds it")
     files = find_files(source, skip=Path(place))
     with (
+        told_of_storage(out),
         spark_session(master, progress=progress) as session,
         staged_output(session, place, marker=REPORT_FILE, contents=CONTENTS) as (system, folder),
         TemporaryDirectory() as scratch,

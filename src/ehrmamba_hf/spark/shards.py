@@ -35,12 +35,18 @@ FILE: Final = "file"
 COUNTS: Final = "counts"
 """The cell that holds what was counted of a shard, as JSON."""
 NAMED: Final = "named"
-"""The cell with the ids of the medications that a shard's events refer to."""
+"""The cell with the medications that a shard's events refer to."""
 
-_MEDICATION: Final = "medication_id string, row long, code string, codings array<string>"
+_MEDICATION: Final = (
+    "row long, medication_id string, place long, ingredient_id string, code string, "
+    "codings array<string>"
+)
 _REFERRED: Final = """
-SELECT shard, medications.* FROM (SELECT DISTINCT * FROM {wanted})
-JOIN {medications} AS medications USING (medication_id)
+WITH asked AS (SELECT DISTINCT * FROM {wanted}), needed AS (
+    SELECT * FROM asked UNION SELECT shard, ingredient_id FROM asked
+    JOIN {medications} USING (medication_id) WHERE ingredient_id IS NOT NULL
+)
+SELECT shard, medications.* FROM needed JOIN {medications} AS medications USING (medication_id)
 """
 _EVERY_SHARD: Final = "SELECT id AS shard, '' AS name, X'' AS cell FROM {numbers}"
 _SHARD_CELLS: Final = CELL_SCHEMA.format(key="shard")
@@ -131,8 +137,7 @@ def _wanted(batches: Batches, highs: np.ndarray) -> Batches:
 def _medications(batches: Batches) -> Batches:
     for row in rows_of(batches):
         table = unpack(row["cell"])
-        table = table.filter(pc.invert(_is_among(table, _lost(row))))
-        yield from table.select(["medication_id", "row", "code", "codings"]).to_batches()
+        yield from table.filter(pc.invert(_is_among(table, _lost(row)))).to_batches()
 
 
 def _write(shard: Shard, rows: pa.Table, referred: pa.Table, memory: int) -> pa.Table:

@@ -7,6 +7,7 @@ those that Synthea uses, where a source has no ICD code. More codes can be given
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -79,9 +80,14 @@ def extend_group(group: CodeGroup, more: Mapping[str, Iterable[str]]) -> CodeGro
 
     >>> extend_group(LIPID_DISORDERS, {"SNOMED": ["267432004"]}).matches(["SNOMED/267432004"])
     True
+
+    Raises:
+        InputError: a text in place of a list.
     """
     codes = {system: tuple(known) for system, known in group.codes.items()}
     for system, added in more.items():
+        if isinstance(added, str):  # its letters would be taken for codes
+            raise InputError(f"more codes: {system}: expected a list of codes, found {added!r:.80}")
         edition = _edition(system)
         plain = map(str, added) if edition is None else (_plain(str(code)) for code in added)
         codes[edition or system] = (*codes.get(edition or system, ()), *plain)
@@ -89,8 +95,29 @@ def extend_group(group: CodeGroup, more: Mapping[str, Iterable[str]]) -> CodeGro
 
 
 def read_more_codes(file: Path) -> dict[str, dict[str, list[str]]]:
-    """Read a YAML file of more codes: ``condition_0: {SNOMED: ["38341003"]}``."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise InputError(f"{file}: expected task -> system -> list of codes, found {content!r:.80}")
+    """Read a YAML file of more codes: ``condition_0: {SNOMED: [38341003]}``.
+
+    Codes are taken as they are written, in quotes or not: 042 and 272.40 keep their zeros.
+
+    Raises:
+        InputError: no file, no YAML, or anything but task to system to a list of codes.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = " ".join(str(error).split())
+        raise InputError(f"{file}: expected a YAML file of more codes, found: {found}") from None
+    for task, systems in _items(content, "task -> system -> list of codes", f"{file}"):
+        for system, codes in _items(systems, "system -> list of codes", f"{file}: {task}"):
+            listed = isinstance(codes, list) and codes
+            if not listed or not all(isinstance(c, str) and c.strip(" .") for c in codes):
+                raise InputError(
+                    f"{file}: {task}: {system}: expected a list of codes, found {codes!r:.80}"
+                )
     return content
+
+
+def _items(content: Any, expected: str, place: str) -> Iterable[tuple[str, Any]]:
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{place}: expected {expected}, found {content!r:.80}")
+    return content.items()

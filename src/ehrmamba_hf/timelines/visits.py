@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.timelines.record import DAY, HOUR, NEVER, Encounter
 
 STAY_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 DAY_LONG_STAY_CLASSES = frozenset({"EMER", "OBSENC"})
+_MERGED = ("encounter_parts_joined", "stays_merged", "encounters_absorbed", "encounters_merged")
 
 
 class VisitRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +28,13 @@ class VisitRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     day_long_hours: float = 24
     transfer_gap_hours: float = 6
     longest_stay_days: float = 366
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a length of time under 0."""
+        for name in ("day_long_hours", "transfer_gap_hours", "longest_stay_days"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise InputError(f"visits: {name}: expected at least 0, found {value}")
 
 
 @dataclass(slots=True)
@@ -68,7 +77,8 @@ def build_visits(
     Inpatient stays that overlap, or whose gap is under 6 h, are one stay. Other encounters never
     merge with a stay: one that overlaps a stay is absorbed without moving its ends; others that
     overlap each other merge if each is under 24 h, and a longer one counts as a point at its
-    start. Stays of over a year and ends before starts are cut out and counted.
+    start. Stays of over a year and ends before starts are cut out. All of it is counted, by
+    encounters: a part joins its parent, and a family is one.
 
     Args:
         encounters: of one patient, parts among them.
@@ -76,13 +86,15 @@ def build_visits(
         last_reference: time of the last known event that references an encounter, by its id: the
             guessed end of an encounter without a known one, once a later stay has begun.
         rules: what counts as what.
-        counts: is told what was cut out.
+        counts: is told what was cut out, joined and merged.
     """
     counts = Counter() if counts is None else counts
+    counts.update(dict.fromkeys(_MERGED, 0))  # none is told, too
     stays: list[_Seen] = []
     others: list[_Seen] = []
     # Backwards, since it takes a later stay to tell that an encounter without an end is over.
     for root, parts in reversed(_families(encounters, at, counts)):
+        counts["encounter_parts_joined"] += len(parts)
         superseded = bool(stays) and root.start < stays[0].visit.start
         seen = _look(root, parts, at, superseded, last_reference, rules)
         if seen.visit.end_is_guess and root.end is None:
@@ -94,7 +106,8 @@ def build_visits(
         else:
             counts["stay_over_a_year"] += 1
     visits = _merge_stays(stays[::-1], rules)
-    visits += _merge_others(others[::-1], visits, rules)
+    counts["stays_merged"] += len(stays) - len(visits)
+    visits += _merge_others(others[::-1], visits, counts)
     return sorted(visits, key=lambda v: (v.start, v.stay))
 
 
@@ -181,7 +194,9 @@ def _join(into: Visit, visit: Visit) -> None:
     into.end_is_guess |= visit.end_is_guess
 
 
-def _merge_others(seen: Sequence[_Seen], stays: Sequence[Visit], rules: VisitRules) -> list[Visit]:
+def _merge_others(
+    seen: Sequence[_Seen], stays: Sequence[Visit], counts: Counter[str]
+) -> list[Visit]:
     others: list[Visit] = []
     reach = 0
     ends = [NEVER if v.end is None else v.end for v in stays]  # ascending, as stays never overlap
@@ -189,8 +204,10 @@ def _merge_others(seen: Sequence[_Seen], stays: Sequence[Visit], rules: VisitRul
         stay = _overlapped(s, stays, ends)
         if stay is not None:
             stay.encounter_ids |= s.visit.encounter_ids
+            counts["encounters_absorbed"] += 1
         elif others and (s.visit.start < reach or s.visit.start == others[-1].start):
             _join(others[-1], s.visit)
+            counts["encounters_merged"] += 1
             reach = max(reach, s.reach)
         else:
             others.append(s.visit)

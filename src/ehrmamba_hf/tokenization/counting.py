@@ -41,14 +41,15 @@ def count_values(events: pa.Table, patients: pa.Table, categories: Collection[st
 
     Args:
         events: events of whole patients, FITTED_COLUMNS; others' are left out.
-        patients: as in `fit_tokenizer`.
+        patients: `subject_id` and `last_time` (null, or the last moment before death) of the
+            patients of the pretraining split, without those kept for validation.
         categories: the kinds of event that become tokens.
 
     Returns:
         COUNTS_SCHEMA, of the measures `value`, `patients` and `events`.
     """
     events, patient = _fitted(events, patients, categories)
-    code, codes = factorized(events["code"])
+    code, codes = _codes(events)
     category, kinds = factorized(events["category"])
     unit, units = _units(events)
     value = numbers_of(events)
@@ -126,10 +127,10 @@ def find_bins(events: pa.Table, bins: Mapping[str, Mapping[str, Sequence[float]]
     >>> find_bins(pa.table(columns), {"A": {"": [1.0, 2.0], "g": [9.0]}}).bin.tolist()
     [3, 1, 0]
     """
-    code, codes = factorized(events["code"])
+    code, codes = _codes(events)
     unit, units = _units(events)
     value = numbers_of(events)
-    keys, pair = np.unique(code.astype(np.int64) * len(units) + unit, return_inverse=True)
+    keys, pair = np.unique(code * len(units) + unit, return_inverse=True)
     pairs = [(codes[key // len(units)], units[key % len(units)]) for key in keys.tolist()]
     edges = [bins.get(code, {}).get(unit) for code, unit in pairs]
     fitted = np.array([e is not None for e in edges], dtype=bool)
@@ -150,6 +151,12 @@ def token_of(code: str, bin_number: int) -> str:
 def numbers_of(events: pa.Table) -> np.ndarray:
     """The numbers of events, (events,) float64: NaN where there is none."""
     return events["numeric_value"].cast(pa.float64()).fill_null(np.nan).to_numpy()
+
+
+def _codes(events: pa.Table) -> tuple[np.ndarray, list[str]]:
+    """Each event's code, as a position in the codes that there are, which can be multiplied."""
+    code, codes = factorized(events["code"])
+    return code.astype(np.int64), codes
 
 
 def _units(events: pa.Table) -> tuple[np.ndarray, list[str]]:

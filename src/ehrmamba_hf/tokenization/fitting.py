@@ -5,7 +5,7 @@ What is fitted depends on counts alone, which parts of the events are counted fo
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -15,15 +15,7 @@ import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.schema import METADATA_FOLDER
-from ehrmamba_hf.events.table import data_files
-from ehrmamba_hf.timelines.shards import iter_shard
-from ehrmamba_hf.tokenization.counting import (
-    FITTED_COLUMNS,
-    Bins,
-    count_tokens,
-    count_values,
-    merge_counts,
-)
+from ehrmamba_hf.tokenization.counting import Bins
 from ehrmamba_hf.tokenization.grammar_ehrmamba import (
     SPECIAL_TOKENS,
     TOKEN_TYPES,
@@ -60,57 +52,6 @@ _IS_EDGE = " or ".join(
 )
 
 
-def fit_tokenizer(
-    events: Path,
-    patients: pa.Table,
-    *,
-    categories: Sequence[str],
-    task_tokens: dict[str, str],
-    min_patients: int,
-    context_length: int,
-) -> EHRMambaTokenizer:
-    """A tokenizer whose bins, vocabulary and token types come from some patients alone.
-
-    Bins are quintiles per (code, unit) by the inverted distribution function over float32 values,
-    where there are at least 20, of at least `min_patients` patients; a value equal to an edge goes
-    below, and tied edges merge bins. A token enters the vocabulary if at least `min_patients`
-    patients have it, so that no rare code points at a person; the bare code stands behind its bins.
-
-    Args:
-        events: an events folder.
-        patients: `subject_id` and `last_time` (null, or the last moment before death) of the
-            patients of the pretraining split, without those kept for validation.
-        categories: the kinds of event that become tokens.
-        task_tokens: task name to its special token.
-        min_patients: patients that a token needs.
-        context_length: advice to users: the length to which sequences are truncated.
-
-    Raises:
-        InputError: no token has enough patients.
-    """
-    values, tokens = [], []
-    for batch in _batches(events):
-        values.append(count_values(batch, patients, categories))
-    counts = merge_counts(values)
-    bins = fit_bins(counts, min_patients=min_patients)
-    for batch in _batches(events):
-        tokens.append(count_tokens(batch, patients, categories, bins))
-    return build_tokenizer(
-        merge_counts([counts, *tokens]),
-        bins,
-        names_of(events),
-        categories=categories,
-        task_tokens=task_tokens,
-        min_patients=min_patients,
-        context_length=context_length,
-    )
-
-
-def _batches(events: Path) -> Iterable[pa.Table]:
-    for file in data_files(events):
-        yield from iter_shard(file, FITTED_COLUMNS)
-
-
 def fit_bins(
     counts: pa.Table | Sequence[Path],
     *,
@@ -119,6 +60,10 @@ def fit_bins(
     spill: Path | None = None,
 ) -> Bins:
     """Edges of the quintiles of each (code, unit), by code and unit.
+
+    They are those of the inverted distribution function over float32 values, where there are at
+    least 20, of at least `min_patients` patients. A value equal to an edge goes below, and tied
+    edges merge bins.
 
     Args:
         counts: what `count_values` gave, or Parquet files of it, in any number of parts: they are
@@ -155,13 +100,19 @@ def build_tokenizer(
     min_patients: int,
     context_length: int,
 ) -> EHRMambaTokenizer:
-    """The tokenizer of what was counted; see `fit_tokenizer`.
+    """The tokenizer of what was counted: its vocabulary and token types, beside given bins.
+
+    A token enters the vocabulary if at least `min_patients` patients have it, so that no rare code
+    points at a person; the bare code stands behind its bins.
 
     Args:
         counts: the measures `token` and `events`, added up.
         bins: see `fit_bins`.
         names: display names of codes, of which those in the vocabulary are kept.
-        categories, task_tokens, min_patients, context_length: as in `fit_tokenizer`.
+        categories: the kinds of event that become tokens.
+        task_tokens: task name to its special token.
+        min_patients: patients that a token needs.
+        context_length: advice to users: the length to which sequences are truncated.
 
     Raises:
         InputError: no token has enough patients.

@@ -119,10 +119,15 @@ tables: {pulse: vital_sign}
         ("hourless: [noon]", "expected times of day such as 23:59:59, found noon"),
         ("other: 1", "other"),
         ("[1]", "expected a YAML file of MEDS rules"),
+        (b"mimic: \xff", "expected a YAML file of MEDS rules"),
+        ("rules: [{pattern: '(?P<x>.)', code: '{x'}]", r"groups \['x'\], found '\{x'"),
+        ("rules: [{pattern: 'a', also: ['{0}']}]", r"rule 'a': expected .* found '\{0\}'"),
+        ("rules: [{pattern: 'a', code: '{y}'}]", r"named groups \[\], found '\{y\}'"),
+        ("rules: [{pattern: '(?P<x>.)', code: '{x:d}'}]", "found '{x:d}'"),
     ],
 )
 def test_rules_that_cannot_be_read(tmp_path, text, message):
     file = tmp_path / "rules.yaml"
-    file.write_text(text)
-    with pytest.raises(InputError, match=message):
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"rules.yaml: .*{message}"):
         read_rules(file)

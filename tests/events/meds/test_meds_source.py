@@ -404,7 +404,7 @@ def test_columns_of_other_names_and_types_are_cast(run, tmp_path):
     pq.write_table(table, other / "data" / "0.parquet")
     found = run(other, "cast")
     assert found.events == expected.events
-    assert found.report["unused_columns"] == ["datetime_value"]
+    assert found.report["warnings"][-1] == "Columns that nothing is read from: datetime_value."
     zoned = pa.table(
         {
             "subject_id": [1],
@@ -464,6 +464,10 @@ def test_codes_keep_their_descriptions_and_parents(run, tmp_path):
     splits = pa.table({"subject_id": [1], "split": ["train"]})
     pq.write_table(splits, source / "metadata" / "subject_splits.parquet")
     found = run(source)
+    assert found.report["warnings"][-1] == (
+        "The dataset's own splits (metadata/subject_splits.parquet) are not used: patients are "
+        "split anew by prepare."
+    )
     assert found.events[0]["codings"] == ["MIMIC_LAB/50912", "LAB//50912//mg/dL", "LOINC/2160-0"]
     (code,) = pq.read_table(found.out / "metadata" / "codes.parquet").to_pylist()
     assert code == {

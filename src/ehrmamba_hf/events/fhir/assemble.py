@@ -70,7 +70,29 @@ _KEPT: Final = """
 CREATE TABLE kept_subjects AS SELECT * FROM subjects ANTI JOIN losers USING (row);
 CREATE TABLE kept_encounters AS SELECT e.* FROM encounters AS e ANTI JOIN losers USING (row)
     SEMI JOIN kept_subjects USING (subject_id);
-CREATE TABLE kept_medications AS SELECT * FROM medications ANTI JOIN losers USING (row);
+CREATE TABLE kept_medications AS
+WITH kept AS (SELECT * FROM medications ANTI JOIN losers USING (row)), whole AS (
+    SELECT medication_id, code, codings FROM kept WHERE place IS NULL
+), ingredients AS (  -- looked up once: a mixture in a mixture has no code
+    SELECT k.medication_id, place, ingredient_id, coalesce(k.code, w.code) AS code,
+        coalesce(k.codings, w.codings) AS codings
+    FROM kept AS k LEFT JOIN whole AS w ON k.ingredient_id = w.medication_id
+    WHERE place IS NOT NULL AND coalesce(k.code, w.code) IS NOT NULL
+), spread AS (
+    SELECT medication_id, (place, generate_subscripts(codings, 1)) AS place,
+        unnest(codings) AS coding
+    FROM ingredients
+), firsts AS (
+    SELECT medication_id, coding, min(place) AS place FROM spread GROUP BY medication_id, coding
+), merged AS (
+    SELECT medication_id, list(coding ORDER BY place) AS codings
+    FROM firsts GROUP BY medication_id
+)
+SELECT *, NULL::VARCHAR[] AS ingredients FROM whole
+UNION ALL BY NAME
+SELECT medication_id, arg_min(code, place) AS code, any_value(m.codings) AS codings,
+    list(ingredient_id) AS ingredients
+FROM ingredients JOIN merged AS m USING (medication_id) GROUP BY medication_id
 """
 _KEPT_TABLES: Final = ("kept_subjects", "kept_encounters", "kept_medications")
 
@@ -104,6 +126,15 @@ CREATE VIEW used AS
 SELECT * FROM events_kept
 UNION ALL BY NAME SELECT * EXCLUDE (medication_id) FROM resolved
     WHERE code IS NOT NULL AND time IS NOT NULL
+"""
+
+_NAMED: Final = """
+WITH asked AS (
+    SELECT DISTINCT medication_id, code IS NOT NULL AS has_code
+    FROM resolved WHERE medication_id IS NOT NULL
+)
+FROM asked
+UNION SELECT unnest(ingredients), TRUE FROM kept_medications SEMI JOIN asked USING (medication_id)
 """
 
 # DuckDB writes a column as required where the statistics of its parts say that it has no nulls, and
@@ -145,10 +176,13 @@ SELECT resource_type || '.encounter', count(*) FROM used ANTI JOIN stays
 USING (subject_id, encounter_id) WHERE encounter_id IS NOT NULL AND place = 0 GROUP BY ALL
 """
 _OF_NOBODY: Final = """
-SELECT resource_type, coalesce(l.reason, r.reason, CASE WHEN resource_type = 'Medication'
-    AND source_id NOT IN (SELECT medication_id FROM named)
-    THEN 'nothing refers to it' END) AS why, count(*)
-FROM resources AS r LEFT JOIN losers AS l USING (row) WHERE subject_id IS NULL GROUP BY ALL
+SELECT resource_type, coalesce(l.reason, r.reason, CASE
+    WHEN n.medication_id IS NULL THEN 'nothing refers to it'
+    WHEN NOT n.has_code THEN 'no code' END) AS why, count(*)
+FROM resources AS r LEFT JOIN losers AS l USING (row)
+LEFT JOIN (SELECT DISTINCT * FROM named) AS n
+    ON resource_type = 'Medication' AND source_id = n.medication_id
+WHERE subject_id IS NULL GROUP BY ALL
 """
 
 
@@ -183,6 +217,16 @@ def shards_of(events: int) -> list[Shard]:
 def shard_file(out: Path, shard: Shard) -> Path:
     """Where a shard's events lie in an events folder."""
     return out / DATA_FOLDER / f"shard-{shard.number:05d}.parquet"
+
+
+def shard_files(parts: Parts, shard: Shard, out: Path) -> list[Path]:
+    """All that `write_shard` writes."""
+    return [shard_file(out, shard), _named_file(parts, shard.number)]
+
+
+def kept_files(parts: Parts) -> list[Path]:
+    """All that `find_losers` and `keep` write."""
+    return [parts.folder / f"{table}.parquet" for table in ("losers", *_KEPT_TABLES)]
 
 
 def find_losers(parts: Parts, threads: int, memory: int) -> None:
@@ -252,8 +296,7 @@ def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str,
         query, file = _SORTED.format(order=ORDER, **place), shard_file(out, shard)
         copy_sorted(database, query, EVENT_SCHEMA, file)
         named = _named_file(parts, shard.number)
-        medications = "SELECT DISTINCT medication_id FROM resolved WHERE medication_id IS NOT NULL"
-        database.execute(f"COPY ({medications}) TO {_quote(named)} (FORMAT parquet)")
+        database.execute(f"COPY ({_NAMED}) TO {_quote(named)} (FORMAT parquet)")
         return {
             "outcomes": database.execute(_OUTCOMES).fetchall(),
             "counts": [
@@ -341,7 +384,7 @@ def _database(parts: Parts, threads: int, memory: int) -> Iterator[duckdb.DuckDB
 
 
 def _named_file(parts: Parts, shard: int) -> Path:
-    """The ids of the medications that a shard's events refer to."""
+    """The medications that a shard's events refer to, with the ingredients of mixtures."""
     return parts.folder / f"named-{shard:05d}.parquet"
 
 

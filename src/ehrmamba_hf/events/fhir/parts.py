@@ -60,6 +60,8 @@ PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
         [
             _ROW,
             ("medication_id", pa.string()),
+            ("place", pa.int64()),  # of an ingredient in a mixture; null: of the medication itself
+            ("ingredient_id", pa.string()),  # the medication that has the ingredient's code
             ("code", pa.string()),
             ("codings", pa.list_(pa.string())),
         ]
@@ -321,9 +323,18 @@ class BlockConverter:
         if rows.encounter is not None:
             self._rows["encounters"].append((row, subject, source_id, *rows.encounter))
         if rows.medication is not None:
-            medication = rows.medication
-            self._medications[medication] += 1
-            self._rows["medications"].append((row, source_id, medication.code, medication.codings))
+            self._add_medication(rows.medication, row, source_id, None)
+        for place, ingredient in enumerate(rows.ingredients):
+            self._add_medication(ingredient, row, source_id, place)
+
+    def _add_medication(
+        self, what: Concept | str, row: int, source_id: str, place: int | None
+    ) -> None:
+        found: tuple[object, ...] = (what, None, None)
+        if isinstance(what, Concept):
+            self._medications[what] += 1
+            found = (None, what.code, what.codings)
+        self._rows["medications"].append((row, source_id, place, *found))
 
     def _reject(self, reject: Reject, kind: str, place: tuple[str, int, int]) -> None:
         self._tally.rejected[kind] += 1

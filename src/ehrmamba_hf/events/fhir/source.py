@@ -21,7 +21,9 @@ from ehrmamba_hf.events.fhir.assemble import (
     find_losers,
     iter_rejects,
     keep,
+    kept_files,
     shard_file,
+    shard_files,
     shards_of,
     write_shard,
     write_tables,
@@ -35,7 +37,7 @@ from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
 from ehrmamba_hf.folders import finish_part, finished_part
 from ehrmamba_hf.processes import Run, crew
 
-_FORMAT: Final = "1"
+_FORMAT: Final = "2"
 """Of the parts: another one where a new version of the code gives others for the same input."""
 
 Advance = Callable[[int], object]
@@ -129,7 +131,7 @@ def _assemble(
     if kept is None:
         find_losers(parts, workers, memory // 4)  # with more it uses more, and is no faster
         kept = keep(parts, workers, memory)
-        finish_part(done, key, kept)
+        finish_part(done, key, kept, kept_files(parts))
     shards = shards_of(tally.events)
     summary = Summary(**kept)
     for counted in run(_use_shard, shards, parts, folder, key, memory // workers):
@@ -149,5 +151,5 @@ def _use_shard(shard: Shard, parts: Parts, folder: Path, key: str, memory: int) 
     content = finished_part(done, key)
     if content is None:
         content = write_shard(parts, shard, folder, memory)
-        finish_part(done, key, content, [shard_file(folder, shard)])
+        finish_part(done, key, content, shard_files(parts, shard, folder))
     return content

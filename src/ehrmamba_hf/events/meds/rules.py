@@ -10,6 +10,7 @@ from datetime import time
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
+from string import Formatter
 from typing import Any, Final, Literal
 
 import meds
@@ -42,8 +43,8 @@ _SYSTEM: Final = re.compile(r"(?P<system>[^/]+)//?(?P<code>.+)", re.DOTALL)
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a code means whose whole text matches `pattern`; see `rules.yaml`.
 
-    `code`, `also` and `value` are templates over the pattern's named groups; one whose group did
-    not match is left out. Without `value`, the group of that name is the value.
+    `code` and `also` are templates over the pattern's named groups; one whose group did not match
+    is left out. Without `value`, the group of that name is the value.
     """
 
     pattern: str
@@ -115,7 +116,7 @@ class MedsRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     prefer_standard: bool = False
 
     def __post_init__(self) -> None:
-        """Check patterns, times and categories. Raises InputError."""
+        """Check patterns, templates, times and categories. Raises InputError."""
         for text in self.hourless:
             try:
                 time.fromisoformat(text)
@@ -130,6 +131,8 @@ class MedsRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise InputError(
                     f"MEDS rule {pattern!r}: expected a regular expression: {error}"
                 ) from None
+        for rule in self.rules:
+            _expect_templates(rule)
         named = {rule.category for rule in self.rules if rule.category is not None}
         named |= set(self.tables.values()) | {s.category for s in self.systems.values()}
         if others := sorted(named - set(CATEGORIES)):
@@ -220,7 +223,9 @@ def read_rules(file: Path) -> MedsRules:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         return msgspec.convert(_merged(content, _packaged_content()), MedsRules)
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, msgspec.ValidationError) as error:
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{file}: expected a YAML file of MEDS rules: {error}") from None
 
 
@@ -237,6 +242,32 @@ def prefix_of(code: str) -> str:
     ('EYE_COLOR', 'Blood Pressure', 'X')
     """
     return code.split("/", 1)[0][:40] or "/"
+
+
+def _expect_templates(rule: Rule) -> None:
+    groups = set(re.compile(rule.pattern).groupindex)
+    for template in filter(None, (rule.code, *rule.also)):
+        if not _is_template(template, groups):
+            raise InputError(
+                f"MEDS rule {rule.pattern!r}: expected a template over the named groups "
+                f"{sorted(groups)}, found {template!r}"
+            )
+
+
+def _is_template(text: str, groups: set[str]) -> bool:
+    """Whether a text has plain names of groups in its braces, if it has any.
+
+    >>> [_is_template(text, {"icd"}) for text in ("ICD10CM/{icd}", "{", "{0}", "{icd:d}")]
+    [True, False, False, False]
+    """
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError:
+        return False
+    return all(
+        name is None or (name in groups and not spec and conversion is None)
+        for _, name, spec, conversion in parts
+    )
 
 
 def _filled(template: str | None, groups: dict[str, str]) -> str | None:

@@ -7,7 +7,9 @@ file, column, expected and found.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from ehrmamba_hf.errors import SchemaError
+from ehrmamba_hf.errors import InputError, SchemaError
 from ehrmamba_hf.events.meds.rules import Columns
 from ehrmamba_hf.events.schema import DATA_FOLDER, EVENT_SCHEMA
 
@@ -28,6 +30,8 @@ _OWN: Final = tuple(
 )
 _UTC: Final = ("UTC", "Z", "+00:00")
 _NULL: Final = "NULL::VARCHAR"
+_TIMES: Final[tuple[str, ...]] = ("time", "end_time", "available_time")
+_IN_YEARS: Final = "BETWEEN TIMESTAMP '0001-01-01' AND TIMESTAMP '9999-12-31 23:59:59.999999'"
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,10 @@ class Shards:
 
     Attributes:
         query: SQL of a row each: `subject_id`, `time`, `code`, `numeric_value`, `text_value`,
-            `fits` (whether the number fits a 32-bit float), `end_time`, `unit`, `encounter_id`,
-            `stay_id`, `race`, `source_table`, `file` and `row` (from 1); of a dataset with this
-            package's own columns, these too.
+            `end_time`, `unit`, `encounter_id`, `stay_id`, `race`, `source_table`, `misfit` (the
+            column whose number does not fit a 32-bit float, or whose time is not in years 1 to
+            9999), `file` and `row` (from 1); of a dataset with this package's own columns, these
+            too.
         own: the dataset has all of this package's own columns.
         files: paths, sorted.
         rows: in all files.
@@ -75,10 +80,30 @@ def is_meds(source: Path) -> bool:
 
 
 def shard_files(source: Path) -> list[Path]:
-    """The data files of a MEDS dataset, sorted; hidden folders hold something else."""
+    """The data files of a MEDS dataset, sorted; hidden files and folders are something else.
+
+    A link to nothing is found, so that reading it tells. Raises InputError for a folder that cannot
+    be read.
+    """
     data = Path(source) / DATA_FOLDER
-    files = [file for file in data.glob("**/*.parquet") if file.is_file()]
-    return sorted(f for f in files if not any(p.startswith(".") for p in f.relative_to(data).parts))
+    return sorted(file for file in _within(data) if file.suffix == ".parquet")
+
+
+def _within(data: Path) -> Iterator[Path]:
+    """All files of a folder, also of the folders that it links to, but of none of them twice."""
+    met: set[str] = set()
+    for folder, folders, names in os.walk(data, onerror=_unreadable, followlinks=True):
+        place = os.path.realpath(folder)
+        # In a fixed order, since of two ways to one folder the first is taken.
+        folders[:] = [] if place in met else sorted(f for f in folders if not f.startswith("."))
+        if place not in met:
+            met.add(place)
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(f"{error.filename}: expected a readable folder, found {error.strerror}")
 
 
 def read_about(source: Path) -> dict[str, Any]:
@@ -91,7 +116,7 @@ def read_about(source: Path) -> dict[str, Any]:
 
 
 def read_shards(source: Path, columns: Columns) -> Shards:
-    """Look at every shard's columns. Raises SchemaError."""
+    """Look at every shard's columns. Raises SchemaError, and InputError like `shard_files`."""
     files = shard_files(source)
     if not files:
         raise SchemaError(f"{source}: expected {DATA_FOLDER}/**/*.parquet, found no file")
@@ -174,7 +199,6 @@ def _select(found: _Fields, columns: Columns, own: bool) -> dict[str, str]:
         "code": found.required(["code"], "string", _text),
         # Adding zero makes -0.0 plain zero: two spellings of one number must not sort apart.
         "numeric_value": f"TRY_CAST({number} AS FLOAT) + 0::FLOAT",
-        "fits": f"({number} IS NULL OR TRY_CAST({number} AS FLOAT) IS NOT NULL)",
         "text_value": found.optional(["text_value"], "string", _any_text) or _NULL,
         "end_time": found.extension(columns.end_time, _time) or "NULL::TIMESTAMP",
         "unit": found.extension(columns.unit, _text) or _NULL,
@@ -188,15 +212,17 @@ def _select(found: _Fields, columns: Columns, own: bool) -> dict[str, str]:
             kind = EVENT_SCHEMA.field(name).type
             cast = _texts if pt.is_list(kind) else _time if pt.is_timestamp(kind) else _text
             chosen[name] = found.required([name], str(kind), cast)
-    return chosen
+    misfits = {name: f"NOT {chosen[name]} {_IN_YEARS}" for name in _TIMES if name in chosen}
+    misfits["numeric_value"] = f"{number} IS NOT NULL AND TRY_CAST({number} AS FLOAT) IS NULL"
+    cases = " ".join(f"WHEN {wrong} THEN {quoted(name)}" for name, wrong in misfits.items())
+    return chosen | {"misfit": f"CASE {cases} END"}
 
 
 def _query(chosen: dict[str, str], files: list[Path]) -> str:
     columns = ", ".join(f"{sql} AS {name}" for name, sql in chosen.items())
-    paths = ", ".join(quoted(str(path)) for path in files)
     return (
         f"SELECT {columns}, _file AS file, file_row_number + 1 AS row "
-        f"FROM read_parquet([{paths}], filename = '_file', file_row_number = true, "
+        f"FROM read_parquet({file_list(files)}, filename = '_file', file_row_number = true, "
         "hive_partitioning = false)"
     )
 
@@ -210,7 +236,10 @@ def _time(name: str, kind: pa.DataType) -> str | None:
         zone = "UTC" if kind.tz in _UTC else kind.tz
         known = zone in available_timezones()
         return f"timezone({quoted(zone)}, {name})::TIMESTAMP" if known else None
-    return f"{name}::TIMESTAMP" if pt.is_timestamp(kind) or pt.is_date(kind) else None
+    if pt.is_date(kind):  # one too far off for a timestamp is as good as infinite
+        cast = f"coalesce(TRY_CAST({name} AS TIMESTAMP), 'infinity')"
+        return f"CASE WHEN {name} IS NOT NULL THEN {cast} END"
+    return f"{name}::TIMESTAMP" if pt.is_timestamp(kind) else None
 
 
 def _number(name: str, kind: pa.DataType) -> str | None:
@@ -227,7 +256,7 @@ def _any_text(name: str, kind: pa.DataType) -> str | None:
 
 def _id(name: str, kind: pa.DataType) -> str | None:
     if pt.is_floating(kind):  # whole numbers, some of which are missing
-        return f"{name}::BIGINT::VARCHAR"
+        return f"TRY_CAST({name} AS BIGINT)::VARCHAR"
     return f"nullif(trim({name}::VARCHAR), '')" if _is_text(kind) or pt.is_integer(kind) else None
 
 
@@ -251,6 +280,16 @@ def quoted(text: str) -> str:
     "'it''s'"
     """
     return "'" + text.replace("'", "''") + "'"
+
+
+def file_list(files: Iterable[Path]) -> str:
+    """An SQL list of files, which DuckDB would else take as patterns.
+
+    >>> file_list([Path("data [v2]/0*.parquet")])
+    "['data [[]v2]/0[*].parquet']"
+    """
+    plain = (re.sub(r"[\[*?]", r"[\g<0>]", str(file)) for file in files)
+    return f"[{', '.join(map(quoted, plain))}]"
 
 
 def _name(column: str) -> str:

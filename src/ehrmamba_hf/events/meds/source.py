@@ -15,21 +15,28 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import duckdb
+import meds
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.errors import InputError, SchemaError
 from ehrmamba_hf.events.meds import own
 from ehrmamba_hf.events.meds.encounters import SIDES, make_encounters
 from ehrmamba_hf.events.meds.events import EVENTS, LATE, MACROS
 from ehrmamba_hf.events.meds.rules import Meaning, MedsRules, meaning_of_own, prefix_of
-from ehrmamba_hf.events.meds.shards import Shards, is_meds, quoted, read_about, read_shards
+from ehrmamba_hf.events.meds.shards import (
+    Shards,
+    file_list,
+    is_meds,
+    quoted,
+    read_about,
+    read_shards,
+)
 from ehrmamba_hf.events.meds.subjects import make_subjects
 from ehrmamba_hf.events.meds.writing import source_key, write_events
 from ehrmamba_hf.events.metadata import CodeNote, read_codes, write_metadata
 from ehrmamba_hf.events.schema import (
-    DATA_FOLDER,
     ENCOUNTER_SCHEMA,
     ENCOUNTERS_FILE,
     REJECTS_FILE,
@@ -37,9 +44,12 @@ from ehrmamba_hf.events.schema import (
     SUBJECT_SCHEMA,
     SUBJECTS_FILE,
 )
+from ehrmamba_hf.events.table import data_files
 
 __all__ = ["ingest_meds", "is_meds"]
 
+_NO_ROOM: Final = (duckdb.IOException, duckdb.OutOfMemoryException)
+_DAMAGE: Final = (duckdb.Error, pa.ArrowInvalid, UnicodeDecodeError)
 _EVENT_ROLES: Final = ("event", "birth", "death")
 _MEANINGS: Final = pa.schema(
     [
@@ -61,15 +71,19 @@ UNION ALL
 SELECT file, row, 'code', 'a code', 'none' FROM source
 WHERE subject_id IS NOT NULL AND trim(coalesce(code, '')) = ''
 UNION ALL
-SELECT file, row, 'numeric_value', 'a number that fits a 32-bit float', 'a larger one' FROM source
-WHERE subject_id IS NOT NULL AND trim(code) <> '' AND NOT fits
+SELECT file, row, misfit,
+    CASE misfit WHEN 'numeric_value' THEN 'a number that fits a 32-bit float'
+        ELSE 'a time from year 1 to 9999' END,
+    CASE misfit WHEN 'numeric_value' THEN 'a larger one' ELSE 'another one' END
+FROM source WHERE subject_id IS NOT NULL AND trim(code) <> '' AND misfit IS NOT NULL
 """
 _REFUSED: Final = """
 UNION ALL
 SELECT file, row, 'time', 'a death not before the birth', 'an earlier one' FROM told WHERE refused
 """
 _ROWS: Final = """
-CREATE VIEW rows AS FROM source WHERE subject_id IS NOT NULL AND trim(code) <> '' AND fits
+CREATE VIEW rows AS
+FROM source WHERE subject_id IS NOT NULL AND trim(code) <> '' AND misfit IS NULL
 """
 _SEEN: Final = """
 CREATE TABLE seen AS
@@ -111,23 +125,28 @@ def ingest_meds(
         rules: what codes mean; the packaged rules by default.
 
     Returns:
-        `dataset` (its name), `files`, `rows` (`read` = `event` + `subject_fact` +
-        `encounter_boundary` + the sum of `not_used` + `rejected`), `subjects`, `encounters`,
-        `encounters_without_end`, `events` (by category), `date_range`, `unknown_codes` (events of
-        unknown category, by prefix of their code), `unused_columns`, `unresolved_references`,
-        `conflicting_facts` (subjects with several that differ, by fact) and `warnings`.
+        `files`, `rows` (`read` = `event` + `subject_fact` + `encounter_boundary` + the sum of
+        `not_used` + `rejected`), `subjects`, `encounters`, `encounters_without_end`, `events` (by
+        category), `date_range`, `unknown_codes` (events of unknown category, by prefix of their
+        code), `unresolved_references`, `conflicting_facts` (subjects with several that differ, by
+        fact) and `warnings`.
 
     Raises:
-        SchemaError: a file's columns, or an own dataset's rows, break a rule.
-        InputError: no usable row.
+        SchemaError: a file's columns or texts, or an own dataset's rows, break a rule.
+        InputError: no usable row, or a folder that cannot be read.
+        duckdb.IOException, duckdb.OutOfMemoryException: no room on disk or in memory.
     """
     threads = workers or os.cpu_count() or 1
     try:
         with _Dataset(source, out, rules or MedsRules(), threads, memory) as dataset:
             return dataset.ingest(progress=progress)
-    except duckdb.OutOfMemoryException:
-        given = memory or "there is"
-        raise InputError(f"{source}: expected to need less memory than {given}") from None
+    except _NO_ROOM:  # with more of it, another run goes on with what is finished
+        raise
+    except _DAMAGE:  # its own text may show what a record holds
+        raise SchemaError(
+            f"{source}: expected readable Parquet whose texts are UTF-8, found a damaged file or "
+            "other texts"
+        ) from None
 
 
 class _Code(NamedTuple):
@@ -177,8 +196,7 @@ class _Dataset:
             self._run(LATE)
         key = source_key(self._source, self._rules)
         write_events(self._database, query, self._out, key, progress=progress)
-        files = quoted(str(self._out / DATA_FOLDER / "*.parquet"))
-        self._run(f"CREATE VIEW written AS FROM read_parquet({files})")
+        self._run(f"CREATE VIEW written AS FROM read_parquet({file_list(data_files(self._out))})")
         self._write_table("people", SUBJECT_SCHEMA, "subject_id", SUBJECTS_FILE)
         order = 'subject_id, "start", encounter_id'
         self._write_table("stays", ENCOUNTER_SCHEMA, order, ENCOUNTERS_FILE)
@@ -191,12 +209,10 @@ class _Dataset:
         described = _described(codes, notes).items()
         write_metadata(self._out, self._about, described, self._source)
         return {
-            "dataset": str(self._about.get("dataset_name") or ""),
             "files": len(self._shards.files),
             "rows": rows,
             **self._summary(),
             "unknown_codes": _unknown(codes),
-            "unused_columns": list(self._shards.unused),
             "conflicting_facts": conflicts,
             "warnings": [*warnings, *self._warnings()],
         }
@@ -296,6 +312,14 @@ class _Dataset:
             warnings.append(
                 "Times are written in UTC: without the hospital's wall clock, days and nights are "
                 "not the hospital's."
+            )
+        if self._shards.unused:
+            unused = ", ".join(self._shards.unused)
+            warnings.append(f"Columns that nothing is read from: {unused}.")
+        if (self._source / meds.subject_splits_filepath).is_file():
+            warnings.append(
+                f"The dataset's own splits ({meds.subject_splits_filepath}) are not used: patients "
+                "are split anew by prepare."
             )
         return warnings
 
