@@ -19,7 +19,7 @@ REPORT = {
     "events": {NASTY: 1},
     "events_by_year": {"2019": 1},
     "date_range": [NASTY, NASTY],
-    "systems": {NASTY: {"codings": 1, "known": False, "url": NASTY}},
+    "systems": {NASTY: {"events": 1, "known": False, "url": NASTY}},
     "notes": {NASTY: 1},
     "unresolved_references": {NASTY: 1},
     "warnings": [NASTY],
@@ -33,7 +33,8 @@ PREPARED = {
     "fingerprint": NASTY,
     "unknown_by_system": {"test": {NASTY: {"events": 1, "unknown": 1}}},
     "unfitted_units": {NASTY: {"numbers": 1, "unfitted": 1}},
-    "visits": {NASTY: 1, "implicit_visit": 1},
+    "visits": {NASTY: 1},
+    "records": {NASTY: 1, "implicit_visit": 1},
     "distributions": {NASTY: {"test": {"1": 1}}},
     "tasks": {NASTY: {NASTY: COHORT, "test": COHORT}},
 }
