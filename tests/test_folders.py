@@ -1,12 +1,20 @@
 """Folders that are whole or not there, and runs that go on where they ended."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.folders import finish_part, finished_part, only_writer, resumable, staged
+from ehrmamba_hf.folders import (
+    files_within,
+    finish_part,
+    finished_part,
+    only_writer,
+    resumable,
+    staged,
+)
 
 
 def names(folder) -> list[str]:
@@ -107,3 +115,30 @@ def test_places_that_no_folder_can_take(tmp_path, monkeypatch, out):
     with pytest.raises(InputError, match="expected a"), staged(Path(out), marker="x", contents=[]):
         pass
     assert names(tmp_path) == []
+
+
+def test_the_files_of_a_folder_and_of_its_links(tmp_path):
+    source = tmp_path / "source"
+    for place in (source / "a", source / ".hidden", tmp_path / "elsewhere"):
+        place.mkdir(parents=True)
+        (place / "file").write_text("")
+    (source / "b").symlink_to(tmp_path / "elsewhere")
+    (source / "b" / "round").symlink_to(source)
+    (source / "nothing").symlink_to(tmp_path / "gone")
+    found = sorted(path.relative_to(source).as_posix() for path in files_within(source))
+    assert found == ["a/file", "b/file", "nothing"]
+    assert [*files_within(source, skip=source)] == []
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(InputError, match="closed: expected a readable folder, found: Permission"):
+        [*files_within(tmp_path)]

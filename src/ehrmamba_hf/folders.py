@@ -1,4 +1,4 @@
-"""Output folders and files that appear whole or not at all, and runs that continue."""
+"""What is in a folder; outputs that appear whole or not at all, and runs that continue."""
 
 import errno
 import fcntl
@@ -16,6 +16,36 @@ import duckdb
 from ehrmamba_hf.errors import InputError, OutputError, SchemaError
 
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def files_within(source: Path, *, skip: Path | None = None) -> Iterator[Path]:
+    """All files of a folder, also of the folders that it links to, but of none of them twice.
+
+    Hidden files and folders are something else, and so is `skip`. A link to nothing is given, so
+    that reading it tells. Raises InputError for a folder that cannot be read.
+    """
+    met = {os.path.realpath(skip)} if skip else set()
+    for folder, folders, names in os.walk(source, onerror=_unreadable, followlinks=True):
+        place = os.path.realpath(folder)
+        # In a fixed order, since of two ways to one folder the first is taken.
+        folders[:] = [] if place in met else sorted(f for f in folders if not f.startswith("."))
+        if place not in met:
+            met.add(place)
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(f"{error.filename}: expected a readable folder, found: {error.strerror}")
+
+
+def name_within(file: Path, source: Path) -> str:
+    """What a file of a source (or the one that is the source) is called, as text that can be told.
+
+    Bytes of it that are not UTF-8 are escaped.
+    """
+    name = file.relative_to(source).as_posix() if file != source else file.name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @contextmanager

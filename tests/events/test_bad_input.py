@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,10 @@ def test_an_earlier_output_inside_the_source_is_not_read(hospital, write, tmp_pa
     source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
     first = ingest(source, source / "events", progress=False)
     assert ingest(source, source / "events", progress=False) == first
+
+
+def test_a_file_whose_name_is_not_utf_8(hospital, write, tmp_path):
+    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    (source / os.fsdecode(b"M\xfcller.ndjson")).write_text("broken\n")
+    assert ingest(source, tmp_path / "events", progress=False).total.rejected == 1
+    assert [reject["file"] for reject in rejects(tmp_path / "events")] == ["M\\xfcller.ndjson"]

@@ -21,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from ehrmamba_hf.errors import InputError
+from ehrmamba_hf.folders import files_within
 
 BLOCK: Final = 128 << 20
 """Bytes of text. Each gives a Parquet file a table, and these are opened again for every shard."""
@@ -95,25 +96,13 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
     else:
         files = sorted(
             path
-            for path in _within(source, skip)
+            for path in files_within(source, skip=skip)
             if _plain_name(path).endswith(_SUFFIXES) and (path.is_file() or not path.exists())
         )
     if not files:
         known = ", ".join(_SUFFIXES)
         raise InputError(f"{source}: expected {known} files (also .gz and .zst), found none")
     return files
-
-
-def _within(source: Path, skip: Path | None) -> Iterator[Path]:
-    """All that is in a folder, also in the folders that it links to, but in none of them twice."""
-    met = {os.path.realpath(skip)} if skip else set()
-    for folder, folders, names in os.walk(source, followlinks=True):
-        place = os.path.realpath(folder)
-        # In a fixed order, since of two ways to one folder the first is taken.
-        folders[:] = [] if place in met else sorted(f for f in folders if not f.startswith("."))
-        if place not in met:
-            met.add(place)
-            yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def blocks_of(files: Sequence[Path], block: int = BLOCK) -> Iterator[Block]:
@@ -225,7 +214,7 @@ def _split(span: Span, digest: xxhash.xxh3_128 | None) -> Iterator[Lines]:
     number, length = 1, 0  # `held` is the beginning of line `number`
     skipping = False  # that line is too long
     if digest is not None:
-        digest.update(f"{span.file.name}\0{span.start}\0{span.stop}\0".encode())
+        digest.update(os.fsencode(f"{span.file.name}\0{span.start}\0{span.stop}\0"))
     try:
         for chunk in _chunks(span):
             if digest is not None:

@@ -11,6 +11,7 @@ from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.fhir.parts import BlockConverter, Tables
 from ehrmamba_hf.events.fhir.source import Reading
 from ehrmamba_hf.fhir.reading import Block, Span, blocks_of, packing_of, size_of
+from ehrmamba_hf.folders import name_within
 from ehrmamba_hf.spark.cells import CELL_SCHEMA, Batches, batches_of, pack, rows_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _cells(block: Block, reading: Reading) -> list[tuple[str, bytes]]:
     for span in block.spans:
         file, source = span.file, reading.source
         _expect_shared(source)
-        name = file.relative_to(source).as_posix() if file != source else file.name
+        name = name_within(file, source)
         converter.read(name, span)
     take(converter.tables())
     cells.append((TALLY, msgspec.json.encode(converter.tally().to_dict())))

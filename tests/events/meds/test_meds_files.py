@@ -97,7 +97,7 @@ def test_folders_that_cannot_be_read_are_told(write, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr("os.scandir", guarded)
-    message = "data/closed: expected a readable folder, found Permission denied"
+    message = "data/closed: expected a readable folder, found: Permission denied"
     with pytest.raises(InputError, match=message):
         shard_files(source)
 

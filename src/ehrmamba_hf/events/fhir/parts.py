@@ -28,6 +28,7 @@ from ehrmamba_hf.fhir.reading import LONGEST, Block, BrokenFile, Lines, Span, re
 from ehrmamba_hf.fhir.resources import Bundle, Clinical, Observation, Patient
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Rows, Site
 from ehrmamba_hf.fhir.times import Clock, instant_of
+from ehrmamba_hf.folders import name_within
 
 UNKNOWN: Final = "unknown"
 """The resource type of a record that does not even say what it is."""
@@ -361,7 +362,7 @@ def write_parts(
         digest = xxhash.xxh3_128()
         for span in block.spans:
             file = span.file
-            name = file.relative_to(source).as_posix() if file != source else file.name
+            name = name_within(file, source)
             converter.read(name, span, digest)
         writer.write(converter.tables())
     return converter.tally(), digest.hexdigest()

@@ -34,7 +34,7 @@ from ehrmamba_hf.events.report import Report
 from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE, SUBJECTS_FILE
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
-from ehrmamba_hf.folders import finish_part, finished_part
+from ehrmamba_hf.folders import finish_part, finished_part, name_within
 from ehrmamba_hf.processes import Run, crew
 
 _FORMAT: Final = "2"
@@ -104,7 +104,7 @@ def _read_all(
 
 def _use_block(block: Block, reading: Reading) -> tuple[int, str, Any, int]:
     """The parts of a block, unless a run before this one has finished them."""
-    names = [span.file.relative_to(reading.source).as_posix() for span in block.spans]
+    names = [name_within(span.file, reading.source) for span in block.spans]
     done = reading.parts / f"block-{block.number:09d}.json"
     if done.exists():
         key = reading.key(f"{names} {content_key(block)}")

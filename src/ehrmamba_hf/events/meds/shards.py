@@ -7,9 +7,8 @@ file, column, expected and found.
 """
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from ehrmamba_hf.errors import InputError, SchemaError
+from ehrmamba_hf.errors import SchemaError
 from ehrmamba_hf.events.meds.rules import Columns
 from ehrmamba_hf.events.schema import DATA_FOLDER, EVENT_SCHEMA
+from ehrmamba_hf.folders import files_within
 
 SUBJECT_COLUMNS: Final = ("subject_id", "patient_id")
 _OWN: Final = tuple(
@@ -86,24 +86,7 @@ def shard_files(source: Path) -> list[Path]:
     be read.
     """
     data = Path(source) / DATA_FOLDER
-    return sorted(file for file in _within(data) if file.suffix == ".parquet")
-
-
-def _within(data: Path) -> Iterator[Path]:
-    """All files of a folder, also of the folders that it links to, but of none of them twice."""
-    met: set[str] = set()
-    for folder, folders, names in os.walk(data, onerror=_unreadable, followlinks=True):
-        place = os.path.realpath(folder)
-        # In a fixed order, since of two ways to one folder the first is taken.
-        folders[:] = [] if place in met else sorted(f for f in folders if not f.startswith("."))
-        if place not in met:
-            met.add(place)
-            yield from (Path(folder, name) for name in names if not name.startswith("."))
-
-
-def _unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise InputError(f"{error.filename}: expected a readable folder, found {error.strerror}")
+    return sorted(file for file in files_within(data) if file.suffix == ".parquet")
 
 
 def read_about(source: Path) -> dict[str, Any]:

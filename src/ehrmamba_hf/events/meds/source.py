@@ -45,6 +45,7 @@ from ehrmamba_hf.events.schema import (
     SUBJECTS_FILE,
 )
 from ehrmamba_hf.events.table import data_files
+from ehrmamba_hf.folders import name_within
 
 __all__ = ["ingest_meds", "is_meds"]
 
@@ -249,7 +250,7 @@ class _Dataset:
         with (self._out / REJECTS_FILE).open("w", encoding="utf-8") as lines:
             for batch in found:
                 for row in batch.to_pylist():
-                    file = Path(row.pop("file")).relative_to(self._source).as_posix()
+                    file = name_within(Path(row.pop("file")), self._source)
                     reject = {"file": file, "line": row.pop("row"), "resource_type": "MEDS", **row}
                     lines.write(json.dumps(reject) + "\n")
                 rejected += len(batch)
