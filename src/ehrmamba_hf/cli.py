@@ -229,6 +229,7 @@ def prepare(
     if url := _spark_master(engine, master):
         from ehrmamba_hf import spark
 
+        _expect_none_on_spark({"workers": workers})
         spark.prepare(events, out, settings, master=url, **options)
     else:
         corpus.prepare(Path(events), out, settings, workers=workers, **options)
