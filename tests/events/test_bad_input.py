@@ -20,6 +20,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def killed_at(
+    monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, stage: str, zone: str | None = None
+) -> None:
+    """A run that is killed when the data of a stage are in place, and nothing says so yet."""
+
+    def finish(done: Path, *given: Any) -> None:
+        if done.stem.startswith(stage):
+            raise KeyboardInterrupt
+        finish_part(done, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehrmamba_hf.events.fhir.source.finish_part", finish)
+        patch.setattr("ehrmamba_hf.events.ingestion.write_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(source, out, timezone=zone, progress=False)
+
+
 def rejects(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "rejects.ndjson").read_text().splitlines()]
 
@@ -174,19 +195,12 @@ def test_a_killed_run_keeps_the_old_folder_and_the_next_one_goes_on(
     out = tmp_path / "events"
     ingest(source, out, progress=False)
     before = (out / "report.json").read_bytes()
-
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.events.ingestion.write_report", fail)
-        with pytest.raises(KeyboardInterrupt):
-            ingest(source, out, progress=False)
+    killed_at(monkeypatch, source, out, "report")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".events.partial", "events", "fhir"]
     assert (out / "report.json").read_bytes() == before
     with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.events.fhir.source.write_parts", fail)  # all of it is done
-        patch.setattr("ehrmamba_hf.events.fhir.source.write_shard", fail)
+        patch.setattr("ehrmamba_hf.events.fhir.source.write_parts", stop)  # all of it is done
+        patch.setattr("ehrmamba_hf.events.fhir.source.write_shard", stop)
         ingest(source, out, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "fhir"]
     out.rename(tmp_path / ".events.old")  # killed just between the two renames
@@ -198,31 +212,22 @@ def test_a_killed_run_keeps_the_old_folder_and_the_next_one_goes_on(
     assert (out / "report.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("stage", ["block", "kept", "shard"])
+@pytest.mark.parametrize(
+    ("stage", "following"), [("block", "kept"), ("kept", "shard"), ("shard", "report")]
+)
 def test_parts_are_not_believed_with_the_data_of_another_run(
-    hospital, write, tmp_path, monkeypatch, stage
+    hospital, write, tmp_path, monkeypatch, stage, following
 ):
-    source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
+    file = write(tmp_path / "fhir" / "a.ndjson", hospital)
+    file.write_text(file.read_text().replace("-05:00", "Z"))
+    source = file.parent
     expected, out = tmp_path / "expected", tmp_path / "out" / "events"
     ingest(source, expected, progress=False)
+    ingest(source, tmp_path / "other", timezone="Asia/Tokyo", progress=False)
+    assert contents(expected) != contents(tmp_path / "other")
 
-    def killed_at(place: str, zone: str | None = None) -> None:
-        def finish(done: Path, *given: Any) -> None:
-            if done.stem.startswith(place):
-                raise KeyboardInterrupt
-            finish_part(done, *given)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("ehrmamba_hf.events.fhir.source.finish_part", finish)
-            patch.setattr("ehrmamba_hf.events.ingestion.write_report", stop)
-            with pytest.raises(KeyboardInterrupt):
-                ingest(source, out, timezone=zone, progress=False)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    killed_at("nowhere")  # but all is done
-    killed_at(stage, "Asia/Tokyo")  # its data are in place, and nothing says so
+    killed_at(monkeypatch, source, out, following)
+    killed_at(monkeypatch, source, out, stage, "Asia/Tokyo")
     ingest(source, out, progress=False)
     assert contents(out) == contents(expected)
 
@@ -232,14 +237,7 @@ def test_parts_that_lost_their_data_are_made_again(hospital, write, tmp_path, mo
     source = write(tmp_path / "fhir" / "a.ndjson", hospital).parent
     ingest(source, tmp_path / "expected", progress=False)
     out = tmp_path / "out" / "events"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ehrmamba_hf.events.ingestion.write_report", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ingest(source, out, progress=False)
+    killed_at(monkeypatch, source, out, "report")
     (out.parent / ".events.partial" / "parts" / f"{lost}.parquet").unlink()
     ingest(source, out, progress=False)
     assert contents(out) == contents(tmp_path / "expected")
