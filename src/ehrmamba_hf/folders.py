@@ -127,7 +127,7 @@ def finish_part(file: Path, key: str, content: Any, files: Iterable[Path] = ()) 
         file: the part's JSON file, in a folder that is there.
         key: a hash of everything that the part depends on.
         content: what JSON can hold.
-        files: the part's data files, in place already; their places beside it are what counts.
+        files: the part's data files, in place already: each has to be there, of the same size.
     """
     # A worker may live on a moment after its run was killed. It must not bring back a folder that
     # the next run has done with, nor be believed where its data files went with that.
@@ -217,7 +217,7 @@ def _without_locks() -> Iterator[None]:
 def _place(out: Path) -> Path:
     """Where a folder to be is, behind links. Raises InputError where none can be renamed to it."""
     if _URL.match(str(out)):
-        raise InputError(f"{out}: expected a folder of this machine, found a URL")
+        raise InputError(f"{out}: expected a folder of this machine, found a URL (for Spark)")
     place = Path(out).resolve()
     if Path.cwd().is_relative_to(place):
         raise InputError(f"{out}: expected a new folder, found the one that we are in")

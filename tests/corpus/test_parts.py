@@ -183,6 +183,16 @@ def test_parts_of_other_settings_or_events_are_not_taken(
     assert content(out) == content(undisturbed)
 
 
+def cut_off(
+    monkeypatch: pytest.MonkeyPatch, events: Path, out: Path, settings: PrepareSettings
+) -> None:
+    """A run that has made all parts, and fails before they are put together."""
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "save_dataset", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(events, out, settings, progress=False)
+
+
 def test_labels_of_a_changed_task_are_not_taken(
     sharded: Path,
     settings: PrepareSettings,
@@ -196,10 +206,7 @@ def test_labels_of_a_changed_task_are_not_taken(
     out = tmp_path / "data"
     try:
         register(replace(own, label=lambda case, index: True))
-        with monkeypatch.context() as patch:
-            patch.setattr(MODULE, "save_dataset", lambda *_: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                prepare(sharded, out, settings, progress=False)
+        cut_off(monkeypatch, sharded, out, settings)
         unregister("own")
         register(replace(own, label=lambda case, index: False))
         prepare(sharded, out, settings, progress=False)
@@ -217,10 +224,7 @@ def test_a_wrong_file_of_codes_leaves_a_killed_run_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "data"
-    with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "save_dataset", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare(sharded, out, settings, progress=False)
+    cut_off(monkeypatch, sharded, out, settings)
     wrong = msgspec.structs.replace(settings, more_codes=str(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match=r"none\.yaml"):
         prepare(sharded, out, wrong, progress=False)
