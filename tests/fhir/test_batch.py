@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from ehrmamba_hf.fhir.batch import NONE, Index, Memo, Plain, PlainReader, Vocabulary
+from ehrmamba_hf.fhir.batch import Index, Memo, Plain, PlainReader, Vocabulary
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.convert import convert
 from ehrmamba_hf.fhir.decoding import decode
 from ehrmamba_hf.fhir.identity import subject_id
 from ehrmamba_hf.fhir.reading import Lines
 from ehrmamba_hf.fhir.rows import Site
+from ehrmamba_hf.fhir.time_columns import NONE
 from ehrmamba_hf.fhir.times import Clock, instant_of
 
 LAB: dict[str, Any] = {

@@ -28,11 +28,9 @@ from ehrmamba_hf.fhir.resources import (
 )
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.statuses import EXCLUDED
-from ehrmamba_hf.fhir.times import LAST, Clock, instant_of
+from ehrmamba_hf.fhir.time_columns import NONE, ODD, TimeColumns
+from ehrmamba_hf.fhir.times import instant_of
 
-NONE: Final = np.iinfo(np.int64).min
-"""Stands for no time."""
-_ODD: Final = np.iinfo(np.int64).max  # the long way has to look at it
 _REMEMBERED: Final = 1 << 18
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -69,39 +67,6 @@ class Memo(dict[K, V]):
             self.clear()
         value = self[key] = self._function(key)
         return value
-
-
-class _Times(dict[str | None, int]):
-    """Microseconds of full times; NONE for none, _ODD for what is not one.
-
-    On the wall clock a time is its day and its hour, and both of them come again.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock, self._converts = clock, clock.converts
-        self._days: Memo[str, int] = Memo(lambda text: self._read(text, "day"))
-        self._hours: Memo[str, int] = Memo(lambda text: self._read(f"1970-01-01{text}", "time"))
-
-    def __missing__(self, text: str | None) -> int:
-        if not text:
-            return NONE
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        if self._converts:
-            time = self._read(text, "time")
-        else:
-            time = self._days[text[:10]] + self._hours[text[10:]]
-            if time > LAST:  # one of them is odd, or a leap second ends the calendar
-                time = _ODD
-        self[text] = time
-        return time
-
-    def _read(self, text: str, precision: str) -> int:
-        try:
-            found = self._clock.read(text)
-        except ValueError:
-            return _ODD
-        return found.start if found.precision == precision else _ODD
 
 
 class Vocabulary:
@@ -164,7 +129,7 @@ class PlainReader:
         self._categories = Memo(self._category)
         self._subjects = Memo(self._subject)
         self._encounters = Memo(self._encounter)
-        self._times = _Times(site.clock)
+        self._times = TimeColumns(site.clock)
         self._units = Memo(self._unit)
         self._versions = Memo(self._version)
         self._kinds: list[int] = []  # of the vocabulary's concepts
@@ -224,8 +189,8 @@ class PlainReader:
             kind = _looked_up(self._categories, map(bytes, categories), n, np.int32)
         subject = _looked_up(self._subjects, _raw(plain, "subject"), n, np.int64)
         encounter = _looked_up(self._encounters, _raw(plain, "encounter"), n, np.int32)
-        time = _looked_up(self._times, map(attrgetter("effectiveDateTime"), plain), n, np.int64)
-        issued = _looked_up(self._times, map(attrgetter("issued"), plain), n, np.int64)
+        time = self._times([o.effectiveDateTime for o in plain])
+        issued = self._times([o.issued for o in plain])
         quantities = [o.valueQuantity for o in plain]
         value = np.array([q.value for q in quantities], np.float64)  # type: ignore[union-attr]
         written = [q.code or q.unit for q in quantities]  # type: ignore[union-attr]
@@ -239,7 +204,7 @@ class PlainReader:
         if self._site.book.converts:
             value, unit = self._converted(concept, unit, value)
         sound &= (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
-        sound &= (time != _ODD) & (issued != _ODD) & (np.abs(value) <= _FLOAT32_MAX)
+        sound &= (time != ODD) & (issued != ODD) & (np.abs(value) <= _FLOAT32_MAX)
         uncategorised = kind <= 0
         columns = Plain(
             source_id=[o.id for o in plain],  # type: ignore[misc]

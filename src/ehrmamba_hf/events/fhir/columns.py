@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from ehrmamba_hf.events.schema import TIME
-from ehrmamba_hf.fhir.batch import NONE, Plain, Vocabulary
+from ehrmamba_hf.fhir.batch import Plain, Vocabulary
 from ehrmamba_hf.fhir.rows import Event
+from ehrmamba_hf.fhir.time_columns import NONE
 
 _WORD: Final = pa.dictionary(pa.int32(), pa.string())
 CLOSED_SCHEMA: Final = pa.schema(
