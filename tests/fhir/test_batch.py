@@ -4,6 +4,7 @@ import json
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ehrmamba_hf.fhir.batch import Index, Memo, Plain, PlainReader, Vocabulary
@@ -102,8 +103,12 @@ OTHER: dict[str, dict[str, Any]] = {
 
 def lines_of(records: list[Any]) -> Lines:
     texts = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
-    joined = b"".join(text + b"\n" for text in texts)
-    return Lines(7, joined.count(b"\n"), joined)
+    return lines_in(b"".join(text + b"\n" for text in texts), first=7)
+
+
+def lines_in(text: bytes, first: int = 1) -> Lines:
+    breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+    return Lines(first, len(breaks), text, breaks)
 
 
 def site_of(timezone: str | None = None) -> Site:
@@ -220,7 +225,7 @@ def test_a_record_without_a_type_is_no_observation_whatever_stands_beside_it():
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n"])
 def test_line_ends_of_any_kind(end):
     text = b"".join(json.dumps(LAB).encode() + end for _ in range(3))
-    plain, others = PlainReader(site_of(), Vocabulary()).read(Lines(1, 3, text))
+    plain, others = PlainReader(site_of(), Vocabulary()).read(lines_in(text))
     assert len(plain.source_id) == 3
     assert others == []
 

@@ -189,8 +189,9 @@ class PlainReader:
             kind = _looked_up(self._categories, map(bytes, categories), n, np.int32)
         subject = _looked_up(self._subjects, _raw(plain, "subject"), n, np.int64)
         encounter = _looked_up(self._encounters, _raw(plain, "encounter"), n, np.int32)
-        time = self._times([o.effectiveDateTime for o in plain])
-        issued = self._times([o.issued for o in plain])
+        time, issued = self._times.pair(
+            [o.effectiveDateTime for o in plain], [o.issued for o in plain]
+        )
         quantities = [o.valueQuantity for o in plain]
         value = np.array([q.value for q in quantities], np.float64)  # type: ignore[union-attr]
         written = [q.code or q.unit for q in quantities]  # type: ignore[union-attr]
@@ -296,15 +297,15 @@ def _objects_apart(lines: Lines) -> bool:
 
     Two records on a line and none on another are as many as one on each.
     """
-    letters = np.frombuffer(lines.text or b"", np.uint8)
-    breaks = letters[1:-1] == ord("\n")
-    after = letters[2:] == ord("{")
-    before = letters[:-2] == ord("}")
-    if np.count_nonzero(before & breaks & after) == lines.amount - 1:
-        return True
-    if len(letters) > 3:  # lines that end with \r\n
-        before[1:] |= (letters[1:-2] == ord("\r")) & (letters[:-3] == ord("}"))
-    return bool(np.count_nonzero(before & breaks & after) == lines.amount - 1)
+    if lines.breaks is None or lines.text is None:
+        return lines.amount == 1
+    letters, inner = np.frombuffer(lines.text, np.uint8), lines.breaks[:-1]
+    if not (letters[inner + 1] == ord("{")).all():
+        return False
+    before = letters[inner - 1]
+    if (before == ord("\r")).all():  # lines that end with \r\n
+        before = letters[inner - 2]
+    return bool((before == ord("}")).all())
 
 
 def _plain_of(decoded: list[_Observation]) -> list[_Observation]:

@@ -58,10 +58,17 @@ class TimeColumns:
             return np.fromiter(map(self._read, texts), np.int64, len(texts))
         return found
 
+    def pair(self, first: list[str | None], second: list[str | None]) -> tuple[Column, Column]:
+        """The same of two columns, which are often written alike."""
+        found = self._alike(first + second)
+        if found is None:
+            return self(first), self(second)
+        return found[: len(first)], found[len(first) :]
+
     def _alike(self, texts: Sequence[str | None]) -> Column | None:
         """The same, if all are times of one form."""
         form = self._forms.get(len(texts[0] or "") + 1) if texts else None
-        if form is None:
+        if form is None or len(texts[-1] or "") + 1 != form.width:
             return None
         try:
             letters = "\n".join((*texts, "")).encode("ascii")  # type: ignore[arg-type]

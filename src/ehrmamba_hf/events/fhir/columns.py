@@ -69,17 +69,17 @@ class EventColumns:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._words = vocabulary
         self._batches: list[dict[str, np.ndarray]] = []
-        self._source_ids: list[str] = []
+        self._source_ids: list[pa.Array] = []  # few texts at a time, which lie closer than Python's
         self._single: dict[str, list[Any]] = {name: [] for name in _NUMBERS}
         self._single_ids: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._source_ids) + len(self._single_ids)
+        return sum(map(len, self._source_ids)) + len(self._single_ids)
 
     def add_plain(self, plain: Plain, first_row: int) -> None:
         """Add Observations, each a resource with one event, in rows from `first_row` on."""
         n = len(plain.source_id)
-        self._source_ids += plain.source_id
+        self._source_ids.append(pa.array(plain.source_id, pa.string()))
         self._batches.append(
             {
                 "row": np.arange(first_row, first_row + n),
@@ -133,7 +133,7 @@ class EventColumns:
         single = {name: np.array(self._single[name], kind) for name, kind in _NUMBERS.items()}
         is_open = single["after"] | (single["medication"] > 0) | (single["time"] == NONE)
         constant = {"place": 0, "end_time": NONE, "text": 0, "type": self._words.types[_PLAIN]}
-        n = len(self._source_ids)
+        n = sum(map(len, self._source_ids))
         closed = {}
         for name, kind in _NUMBERS.items():
             if name not in _OPEN:
@@ -147,12 +147,12 @@ class EventColumns:
         ids = [i for i, o in zip(self._single_ids, is_open.tolist(), strict=True) if not o]
         open_ids = [i for i, o in zip(self._single_ids, is_open.tolist(), strict=True) if o]
         return (
-            self._table(closed, [*self._source_ids, *ids], CLOSED_SCHEMA),
-            self._table(opened, open_ids, OPEN_SCHEMA),
+            self._table(closed, [*self._source_ids, pa.array(ids, pa.string())], CLOSED_SCHEMA),
+            self._table(opened, [pa.array(open_ids, pa.string())], OPEN_SCHEMA),
         )
 
     def _table(
-        self, columns: dict[str, np.ndarray], source_ids: list[str], schema: pa.Schema
+        self, columns: dict[str, np.ndarray], source_ids: list[pa.Array], schema: pa.Schema
     ) -> pa.Table:
         order = np.argsort(columns["subject"], kind="stable")
         columns = {name: column[order] for name, column in columns.items()}
@@ -173,7 +173,7 @@ class EventColumns:
             _words(columns["concept"], [c and _joined(c.code, c.codings) for c in concepts]),
             _words(columns["encounter"], words.encounters.values_),
             _words(columns["type"], words.types.values_),
-            pa.array(source_ids, pa.string()).take(pa.array(order)),
+            pa.concat_arrays(source_ids).take(pa.array(order)),
             pa.array(columns["updated"], mask=columns["updated"] == NONE),
         ]
         if schema == OPEN_SCHEMA:

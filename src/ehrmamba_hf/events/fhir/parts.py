@@ -4,9 +4,11 @@ Any number of processes, on one machine or many, can do this side by side. The j
 (versions of a record, encounters, medications, patients) are assemble.py's.
 """
 
+import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -358,7 +360,7 @@ def write_parts(
     # glibc keeps what is given back up to the largest size that it has seen given back; without
     # this it fetches new pages from the system for every chunk.
     bytearray(_LARGEST)
-    with _PartWriter(folder, block.number) as writer:
+    with _no_collection(), _PartWriter(folder, block.number) as writer:
         converter = BlockConverter(block.number, timezone, book, writer.write)
         digest = xxhash.xxh3_128()
         for span in block.spans:
@@ -367,6 +369,18 @@ def write_parts(
             converter.read(name, span, digest)
         writer.write(converter.tables())
     return converter.tally(), digest.hexdigest()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles: the records of a block are many, and none is in one."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _PartWriter:
