@@ -37,7 +37,7 @@ from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
 from ehrmamba_hf.folders import finish_part, finished_part, name_within
 from ehrmamba_hf.processes import Run, crew
 
-_FORMAT: Final = "2"
+_FORMAT: Final = "3"
 """Of the parts: another one where a new version of the code gives others for the same input."""
 
 Advance = Callable[[int], object]

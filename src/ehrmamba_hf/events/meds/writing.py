@@ -105,7 +105,7 @@ def _use_shard(
     if finished_part(done, key) is not None:
         return
     mine = query.replace("$low", str(shard.low)).replace("$high", str(shard.high))
-    events = database.sql(f"{mine} ORDER BY {ORDER}").to_arrow_table().cast(EVENT_SCHEMA)
+    events = database.sql(f"FROM ({mine}) ORDER BY {ORDER}").to_arrow_table().cast(EVENT_SCHEMA)
     temporary = file.with_suffix(".partial")
     with pq.ParquetWriter(temporary, EVENT_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(events) or 1, ROW_GROUP):
