@@ -52,7 +52,7 @@ class Shard(NamedTuple):
 
 def source_key(source: Path, rules: MedsRules) -> str:
     """A hash of all that the events of a dataset depend on: its files, the rules, this package."""
-    made_by = msgspec.json.encode((version("ehrmamba-hf"), SHARD_ROWS, rules))
+    made_by = msgspec.json.encode((version("ehrmamba-hf"), SHARD_ROWS, ORDER, rules))
     digest = xxhash.xxh3_128(made_by)
     beside = (meds.code_metadata_filepath, meds.dataset_metadata_filepath)
     others = [source / name for name in (*beside, SUBJECTS_FILE, ENCOUNTERS_FILE)]
