@@ -9,12 +9,12 @@ units) are looked up by their bytes, so that each is understood once. What comes
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from ehrmamba_hf.fhir.codings import Concept
 from ehrmamba_hf.fhir.fields import id_of, observation_kind, patient_of, unit_of
@@ -181,14 +181,10 @@ class PlainReader:
     def _understood(self, plain: list[_Observation]) -> tuple[Plain, np.ndarray]:
         """The columns, and which rows of them can stand."""
         n = len(plain)
-        concept = _looked_up(self._concepts, _raw(plain, "code"), n, np.int32)
-        categories = [o.category for o in plain]
-        if n and categories.count(categories[0]) == n:  # as in most files
-            kind = np.full(n, self._categories[bytes(categories[0])], np.int32)
-        else:
-            kind = _looked_up(self._categories, map(bytes, categories), n, np.int32)
-        subject = _looked_up(self._subjects, _raw(plain, "subject"), n, np.int64)
-        encounter = _looked_up(self._encounters, _raw(plain, "encounter"), n, np.int32)
+        concept = _asked(self._concepts, [o.code for o in plain], np.int32)
+        kind = _asked(self._categories, [o.category for o in plain], np.int32)
+        subject = _asked(self._subjects, [o.subject for o in plain], np.int64)
+        encounter = _asked(self._encounters, [o.encounter for o in plain], np.int32)
         time, issued = self._times.pair(
             [o.effectiveDateTime for o in plain], [o.issued for o in plain]
         )
@@ -339,8 +335,18 @@ def _membership(
     return [id(o) in kept for o in decoded]
 
 
-def _raw(plain: list[_Observation], name: str) -> Iterator[bytes]:
-    return map(bytes, map(attrgetter(name), plain))
+def _asked(memo: dict[bytes, int], raws: list[Any], kind: type) -> np.ndarray:
+    """What a memo has for each of some texts, asked once for all that are equal."""
+    joined = b"\n".join([*raws, b""])
+    ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == ord("\n"))
+    if len(ends) != len(raws):  # a record on several lines
+        return _looked_up(memo, map(bytes, raws), len(raws), kind)
+    starts = np.zeros(len(raws) + 1, np.int32)
+    starts[1:] = ends + 1
+    buffers = [None, pa.py_buffer(starts), pa.py_buffer(joined)]
+    texts = pa.Array.from_buffers(pa.binary(), len(raws), buffers).dictionary_encode()
+    told = [memo[text[:-1]] for text in texts.dictionary.to_pylist()]
+    return np.array(told, kind)[texts.indices.to_numpy()]
 
 
 def _looked_up(memo: dict[Any, int], keys: Any, n: int, kind: type) -> np.ndarray:
