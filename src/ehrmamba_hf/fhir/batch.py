@@ -22,6 +22,7 @@ from ehrmamba_hf.fhir.identity import subject_id
 from ehrmamba_hf.fhir.reading import Lines
 from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
+    Meta,
     Observation,
     Quantity,
     Reference,
@@ -98,20 +99,37 @@ class Plain(NamedTuple):
     without_category: int
 
 
-class _Observation(Observation, frozen=True, gc=False, tag=False, kw_only=True):
-    """What repeats is left as text. The rest is decoded, though not used: where it is malformed,
-    the record is no better than when it comes alone."""
+class _Plain(msgspec.Struct, frozen=True, gc=False):
+    """What a plain Observation has, in FHIR's order, in which it decodes fastest.
+
+    What repeats is left as text.
+    """
 
     resourceType: Literal["Observation"]  # a tag of one type alone may be missing
-    category: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
-    code: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
-    subject: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
-    encounter: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
-    component: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
-    context: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    id: str | None = None
+    meta: Meta | None = None
+    status: str | None = None
+    category: msgspec.Raw = msgspec.Raw()
+    code: msgspec.Raw = msgspec.Raw()
+    subject: msgspec.Raw = msgspec.Raw()
+    encounter: msgspec.Raw = msgspec.Raw()
+    effectiveDateTime: str | None = None
+    issued: str | None = None
+    valueQuantity: Quantity | None = None
+    component: msgspec.Raw = msgspec.Raw()
+    context: msgspec.Raw = msgspec.Raw()
 
 
-_decoder = msgspec.json.Decoder(_Observation)
+# The rest is decoded, though not used: where it is malformed, the record is no better than when it
+# comes alone.
+_rest = [
+    (field.name, field.type, field.default)
+    for field in msgspec.structs.fields(Observation)
+    if field.name not in _Plain.__struct_fields__
+]
+_decoder: Final[msgspec.json.Decoder[_Plain]] = msgspec.json.Decoder(
+    msgspec.defstruct("_Observation", _rest, bases=(_Plain,), frozen=True, gc=False)
+)
 _concept_decoder = msgspec.json.Decoder(CodeableConcept | None)
 _categories_decoder = msgspec.json.Decoder(list[CodeableConcept] | None)
 _reference_decoder = msgspec.json.Decoder(Reference | None)
@@ -150,7 +168,7 @@ class PlainReader:
         return self._columns(plain, _membership(decoded, plain), lines)
 
     def _one_by_one(self, lines: Lines) -> tuple[Plain | None, list[tuple[int, bytes]]]:
-        decoded: list[_Observation | None] = []
+        decoded: list[_Plain | None] = []
         for text in lines.split():
             try:
                 decoded.append(_decoder.decode(text))
@@ -160,7 +178,7 @@ class PlainReader:
         return self._columns(plain, _membership(decoded, plain), lines)
 
     def _columns(
-        self, plain: list[_Observation], is_plain: list[bool] | None, lines: Lines
+        self, plain: list[_Plain], is_plain: list[bool] | None, lines: Lines
     ) -> tuple[Plain | None, list[tuple[int, bytes]]]:
         """`is_plain`: for each line; None where all of them are."""
         columns, sound = self._understood(plain)
@@ -178,7 +196,7 @@ class PlainReader:
         others = [(lines.first + i, text) for i, (text, p) in enumerate(texts) if not p]
         return (columns if columns.source_id else None), others
 
-    def _understood(self, plain: list[_Observation]) -> tuple[Plain, np.ndarray]:
+    def _understood(self, plain: list[_Plain]) -> tuple[Plain, np.ndarray]:
         """The columns, and which rows of them can stand."""
         n = len(plain)
         concept = _asked(self._concepts, [o.code for o in plain], np.int32)
@@ -304,7 +322,7 @@ def _objects_apart(lines: Lines) -> bool:
     return bool((before == ord("}")).all())
 
 
-def _plain_of(decoded: list[_Observation]) -> list[_Observation]:
+def _plain_of(decoded: list[_Plain]) -> list[_Plain]:
     """Those with a code, a time and a number.
 
     What only `convert` can judge (a comparator, components, a status that means that there is no
@@ -325,9 +343,7 @@ def _plain_of(decoded: list[_Observation]) -> list[_Observation]:
     ]
 
 
-def _membership(
-    decoded: Sequence[_Observation | None], plain: list[_Observation]
-) -> list[bool] | None:
+def _membership(decoded: Sequence[_Plain | None], plain: list[_Plain]) -> list[bool] | None:
     """Which of them are plain; None where all are."""
     if len(plain) == len(decoded):
         return None
