@@ -230,6 +230,14 @@ def test_line_ends_of_any_kind(end):
     assert others == []
 
 
+def test_a_record_on_several_lines():
+    text = json.dumps(LAB, indent=1).encode()
+    words = Vocabulary()
+    plain, others = PlainReader(site_of(), words).read(Lines(1, 1, text))
+    assert rows(plain, words) == converted([LAB], site_of())
+    assert others == []
+
+
 def test_utc_is_noticed():
     site = site_of()
     PlainReader(site, Vocabulary()).read(lines_of([LAB]))

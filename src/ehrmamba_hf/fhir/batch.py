@@ -200,7 +200,11 @@ class PlainReader:
         """The columns, and which rows of them can stand."""
         n = len(plain)
         concept = _asked(self._concepts, [o.code for o in plain], np.int32)
-        kind = _asked(self._categories, [o.category for o in plain], np.int32)
+        categories = [o.category for o in plain]
+        if n and categories.count(categories[0]) == n:  # as in most files
+            kind = np.full(n, self._categories[bytes(categories[0])], np.int32)
+        else:
+            kind = _asked(self._categories, categories, np.int32)
         subject = _asked(self._subjects, [o.subject for o in plain], np.int64)
         encounter = _asked(self._encounters, [o.encounter for o in plain], np.int32)
         time, issued = self._times.pair(

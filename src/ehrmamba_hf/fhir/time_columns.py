@@ -33,7 +33,7 @@ _ENDS: Final = (
     (".000+00:00", ".999-19:59"),
 )
 _YEAR: Final = 20  # months, as many as two digits can say of which the first is 0 or 1
-_BREAK, _COMMA = ord("\n"), ord(",") - ord("+")
+_COMMA: Final = ord(",") - ord("+")
 
 Column = npt.NDArray[np.int64]
 
@@ -116,8 +116,9 @@ class _Form:
 
     def read(self, letters: npt.NDArray[np.uint8], n: int) -> tuple[Column, int] | None:
         """n times, and how many of them are in UTC; None if one is not of this form, or no time."""
-        # As many breaks as times, and one wherever the form has it: so all are as long as the form.
-        if len(letters) != n * self.width or np.count_nonzero(letters == _BREAK) != n:
+        # A break is nowhere but at the end of a line of this form: with as many lines as times, all
+        # breaks are those between the times.
+        if len(letters) != n * self.width:
             return None
         digits = self._digits(letters)
         if digits is None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrmamba_hf.events.fhir.assemble import Parts
+from ehrmamba_hf.events.fhir.database import Parts
 from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, part_file
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _BESIDE: Final = {
     "losers": ("losers.parquet", pa.schema([("row", pa.int64()), ("reason", pa.string())])),
     "named": ("named-00000.parquet", _NAMED_SCHEMA),
 }
-"""What `ehrmamba_hf.events.fhir.assemble` looks for beside the parts."""
+"""What `ehrmamba_hf.events.fhir` looks for beside the parts."""
 _OPTIONS: Final[dict[str, Any]] = {"compression": "lz4", "write_statistics": ["subject_id"]}
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehrmamba_hf.events.fhir.assemble import find_losers
 from ehrmamba_hf.events.fhir.parts import ROWS_A_BLOCK
+from ehrmamba_hf.events.fhir.versions import find_losers
 from ehrmamba_hf.spark.cells import (
     CELL_SCHEMA,
     Batches,

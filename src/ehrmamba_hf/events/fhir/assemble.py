@@ -1,26 +1,24 @@
-"""All blocks' parts to one events folder: versions, look-ups, sorting, counting.
+"""All blocks' parts to one events folder: look-ups, sorting, counting.
 
-DuckDB does the joins and the sort out of core, first what concerns all patients (which version of a
-record is used, which patients there are), then a shard at a time: the patients whose ids share
-their first bits. Nothing here depends on the order of the parts, and a shard's file on nothing but
-its rows, so that shards can be made side by side, and kept when a run is killed.
+DuckDB does the joins and the sort out of core, first what concerns all patients (which there are,
+after versions.py has said which records are used), then a shard at a time: the patients whose ids
+share their first bits. Nothing here depends on the order of the parts, and a shard's file on
+nothing but its rows, so that shards can be made side by side, and kept when a run is killed.
 """
 
 import base64
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.fhir.columns import SEPARATOR
-from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, part_file
+from ehrmamba_hf.events.fhir.database import Parts, count, open_parts, quoted, save
 from ehrmamba_hf.events.schema import (
     DATA_FOLDER,
     ENCOUNTER_SCHEMA,
@@ -34,42 +32,7 @@ SHARD_ROWS: Final = 2_000_000
 """Patients are cut into the fewest shards, a power of two, that hold no more on average."""
 _ID_BITS: Final = 63
 _WORDS: Final = 4096  # of a dictionary: ids, of which there are more, are smaller without
-_KEY_BYTES: Final = 24  # a key, as it is fetched and as it is sorted
 
-# Of the records with one type and id, the last updated one is used, then the one with the largest
-# hash of what it gives: a rule that does not see the order of files.
-_RESOURCES: Final = """
-CREATE VIEW all_resources AS
-SELECT row, resource_type, source_id, updated FROM events WHERE place = 0
-UNION ALL SELECT row, resource_type, source_id, updated FROM open_events WHERE place = 0
-UNION ALL SELECT row, resource_type, source_id, updated FROM resources
-"""
-_KEYS: Final = """
-SELECT hash(resource_type, source_id) AS key FROM all_resources WHERE key % {rounds} = {turn}
-"""
-_RIVALS: Final = """
-CREATE TABLE rivals AS
-SELECT * FROM all_resources WHERE hash(resource_type, source_id) IN (FROM repeated)
-"""
-_GIVEN: Final = """
-SELECT row, hash(*COLUMNS(lambda name: name NOT IN ('row', 'updated'))) AS given
-FROM {table} SEMI JOIN rivals USING (row)
-"""
-_LOSERS: Final = """
-CREATE TABLE losers AS
-WITH given AS ({given}), contents AS (
-    SELECT row, list(given ORDER BY given) AS content FROM given GROUP BY row
-), placed AS (
-    SELECT row, content, row_number() OVER best AS place, first_value(content) OVER best AS winner
-    FROM rivals LEFT JOIN contents USING (row)
-    WINDOW best AS (
-        PARTITION BY resource_type, source_id ORDER BY updated DESC NULLS LAST, content DESC, row
-    )
-)
-SELECT row, CASE WHEN content IS NOT DISTINCT FROM winner
-    THEN 'duplicate' ELSE 'another version is used' END AS reason
-FROM placed WHERE place > 1
-"""
 _KEPT: Final = """
 CREATE TABLE kept_subjects AS SELECT * FROM subjects ANTI JOIN losers USING (row);
 CREATE TABLE kept_encounters AS SELECT e.* FROM encounters AS e ANTI JOIN losers USING (row)
@@ -190,13 +153,6 @@ WHERE subject_id IS NULL GROUP BY ALL
 """
 
 
-class Parts(NamedTuple):
-    """What all blocks gave: the folder of the parts, and the blocks' numbers."""
-
-    folder: Path
-    numbers: tuple[int, ...]
-
-
 class Shard(NamedTuple):
     """The patients of one data file: those with ids from `low` to `high`."""
 
@@ -229,37 +185,8 @@ def shard_files(parts: Parts, shard: Shard, out: Path) -> list[Path]:
 
 
 def kept_files(parts: Parts) -> list[Path]:
-    """All that `find_losers` and `keep` write."""
+    """All that `versions.find_losers` and `keep` write."""
     return [parts.folder / f"{table}.parquet" for table in ("losers", *_KEPT_TABLES)]
-
-
-def find_losers(parts: Parts, threads: int, memory: int) -> None:
-    """Write losers.parquet: the records that are not used because of another version, and why.
-
-    `memory` in bytes.
-    """
-    with _database(parts, threads, memory) as database:
-        database.execute(_RESOURCES)
-        database.register("repeated", _repeated_keys(database, memory))
-        database.execute(_RIVALS)
-        tables = [name for name in PART_SCHEMAS if name != "rejects"]
-        given = " UNION ALL ".join(_GIVEN.format(table=table) for table in tables)
-        database.execute(_LOSERS.format(given=given))
-        _save(database, parts, "losers")
-
-
-def _repeated_keys(database: duckdb.DuckDBPyConnection, memory: int) -> pa.Table:
-    """Hashes of the types and ids that more than one record has.
-
-    They are sorted by numpy, many times as fast as they are grouped.
-    """
-    rounds = 1 + _count(database, "FROM all_resources") * _KEY_BYTES // memory
-    found = []
-    for turn in range(rounds):
-        query = database.sql(_KEYS.format(rounds=rounds, turn=turn))
-        keys = np.sort(query.fetchnumpy()["key"])
-        found.append(np.unique(keys[1:][keys[1:] == keys[:-1]]))
-    return pa.table({"key": np.concatenate(found)})
 
 
 def keep(parts: Parts, threads: int, memory: int) -> dict[str, Any]:
@@ -267,33 +194,28 @@ def keep(parts: Parts, threads: int, memory: int) -> dict[str, Any]:
 
     Raises InputError where two patients' ids have one hash. `memory` in bytes.
     """
-    with _database(parts, threads, memory) as database:
-        losers = _quote(parts.folder / "losers.parquet")
+    with open_parts(parts, threads, memory) as database:
+        losers = quoted(parts.folder / "losers.parquet")
         database.execute(f"CREATE VIEW losers AS FROM read_parquet({losers})")
         database.execute(_KEPT)
         ids = "SELECT subject_id FROM kept_subjects GROUP BY subject_id HAVING count(*) > 1"
-        collisions = _count(database, f"FROM ({ids})")
+        collisions = count(database, f"FROM ({ids})")
         if collisions:
             raise InputError(
                 f"Patient ids: expected different hashes, found {collisions} collisions"
             )
         for table in _KEPT_TABLES:
-            _save(database, parts, table)
-        orphans = _count(
+            save(database, parts, table)
+        orphans = count(
             database,
             "FROM kept_encounters AS e ANTI JOIN kept_encounters AS p "
             "ON e.part_of = p.encounter_id WHERE e.part_of IS NOT NULL",
         )
         return {
-            "subjects": _count(database, "FROM kept_subjects"),
-            "encounters": _count(database, "FROM kept_encounters"),
+            "subjects": count(database, "FROM kept_subjects"),
+            "encounters": count(database, "FROM kept_encounters"),
             "orphans": orphans,
         }
-
-
-def _save(database: duckdb.DuckDBPyConnection, parts: Parts, table: str) -> None:
-    file = parts.folder / f"{table}.parquet"
-    database.execute(f"COPY {table} TO {_quote(file)} (FORMAT parquet)")
 
 
 def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str, Any]:
@@ -305,10 +227,10 @@ def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str,
         out: the folder to be; the shard goes to its data folder.
         memory: bytes for DuckDB, which spills to disk beyond.
     """
-    with _database(parts, 1, memory) as database:
+    with open_parts(parts, 1, memory) as database:
         for table in (*_KEPT_TABLES, "losers"):
             file = parts.folder / f"{table}.parquet"
-            database.execute(f"CREATE VIEW {table} AS FROM read_parquet({_quote(file)})")
+            database.execute(f"CREATE VIEW {table} AS FROM read_parquet({quoted(file)})")
         place = {"low": shard.low, "high": shard.high, "separator": ord(SEPARATOR)}
         for name in ("events", "open_events", "resources"):
             database.execute(_MINE.format(name=name, **place))
@@ -316,12 +238,12 @@ def write_shard(parts: Parts, shard: Shard, out: Path, memory: int) -> dict[str,
         query, file = _SORTED.format(order=ORDER, **place), shard_file(out, shard)
         copy_sorted(database, query, EVENT_SCHEMA, file)
         named = _named_file(parts, shard.number)
-        database.execute(f"COPY ({_NAMED}) TO {_quote(named)} (FORMAT parquet)")
+        database.execute(f"COPY ({_NAMED}) TO {quoted(named)} (FORMAT parquet)")
         return {
             "outcomes": database.execute(_OUTCOMES).fetchall(),
             "counts": [
                 (*row[:3], *(t.isoformat() for t in row[3:5]), row[5])
-                for row in database.execute(_COUNTS.format(file=_quote(file))).fetchall()
+                for row in database.execute(_COUNTS.format(file=quoted(file))).fetchall()
             ],
             "dangling": database.execute(_DANGLING).fetchall(),
         }
@@ -331,18 +253,18 @@ def write_tables(
     parts: Parts, shards: int, out: dict[str, Path], threads: int, memory: int
 ) -> list[Any]:
     """Write subjects and encounters, and count the outcomes of resources of no patient."""
-    with _database(parts, threads, memory) as database:
+    with open_parts(parts, threads, memory) as database:
         for table, schema, order in (
             ("kept_subjects", SUBJECT_SCHEMA, "subject_id"),
             ("kept_encounters", ENCOUNTER_SCHEMA, 'subject_id, "start", encounter_id'),
         ):
             names = ", ".join(f'"{name}"' for name in schema.names)
-            kept = _quote(parts.folder / f"{table}.parquet")
+            kept = quoted(parts.folder / f"{table}.parquet")
             query = f"SELECT {names} FROM read_parquet({kept}) ORDER BY {order}"
             found = database.sql(query).to_arrow_table().cast(schema)
             pq.write_table(found, out[table], compression="zstd")
-        losers = _quote(parts.folder / "losers.parquet")
-        named = [_quote(_named_file(parts, number)) for number in range(shards)]
+        losers = quoted(parts.folder / "losers.parquet")
+        named = [quoted(_named_file(parts, number)) for number in range(shards)]
         database.execute(f"CREATE VIEW losers AS FROM read_parquet({losers})")
         database.execute(f"CREATE VIEW named AS FROM read_parquet([{', '.join(named)}])")
         return database.execute(_OF_NOBODY).fetchall()
@@ -350,7 +272,7 @@ def write_tables(
 
 def iter_rejects(parts: Parts, spans: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
     """The rejects by file and line. `spans`: (file, start, lines) of all that was read."""
-    with _database(parts, 1, 256 << 20) as database:
+    with open_parts(parts, 1, 256 << 20) as database:
         columns = list(zip(*spans, strict=True)) if spans else [(), (), ()]
         kinds = {"file": pa.string(), "start": pa.int64(), "lines": pa.int64()}
         read = pa.table(
@@ -382,36 +304,13 @@ def copy_sorted(
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}")
     database.execute(
-        f"COPY ({query}) TO {_quote(temporary)} (FORMAT parquet, COMPRESSION lz4_raw, "
+        f"COPY ({query}) TO {quoted(temporary)} (FORMAT parquet, COMPRESSION lz4_raw, "
         f"ROW_GROUP_SIZE {ROW_GROUP}, DICTIONARY_SIZE_LIMIT {_WORDS}, WRITE_BLOOM_FILTER false, "
         f"KV_METADATA {{'ARROW:schema': '{arrow}'}})"
     )
     temporary.replace(file)
 
 
-@contextmanager
-def _database(parts: Parts, threads: int, memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "threads": threads,
-        "memory_limit": f"{memory >> 20}MiB",
-        "temp_directory": str(parts.folder / "spill"),
-    }
-    with duckdb.connect(config=config) as database:
-        database.execute("SET enable_progress_bar = false")  # it writes to stdout
-        for name in PART_SCHEMAS:
-            files = [_quote(part_file(parts.folder, name, number)) for number in parts.numbers]
-            database.execute(f"CREATE VIEW {name} AS FROM read_parquet([{', '.join(files)}])")
-        yield database
-
-
 def _named_file(parts: Parts, shard: int) -> Path:
     """The medications that a shard's events refer to, with the ingredients of mixtures."""
     return parts.folder / f"named-{shard:05d}.parquet"
-
-
-def _count(database: duckdb.DuckDBPyConnection, what: str) -> int:
-    return int(database.execute(f"SELECT count(*) {what}").fetchall()[0][0])
-
-
-def _quote(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

@@ -1,21 +1,17 @@
 """A block of FHIR text to tables whose look-ups are still open: a pure function of its lines.
 
 Any number of processes, on one machine or many, can do this side by side. The joins over all blocks
-(versions of a record, encounters, medications, patients) are assemble.py's.
+(versions of a record, encounters, medications, patients) are versions.py's and assemble.py's.
 """
 
-import gc
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from ehrmamba_hf.events.fhir.columns import CLOSED_SCHEMA, OPEN_SCHEMA, EventColumns
@@ -26,12 +22,11 @@ from ehrmamba_hf.fhir.codings import TEXT, Concept
 from ehrmamba_hf.fhir.convert import convert
 from ehrmamba_hf.fhir.decoding import Other, aliases_of, decode, entries_of
 from ehrmamba_hf.fhir.identity import subject_id
-from ehrmamba_hf.fhir.reading import LONGEST, Block, BrokenFile, Lines, Span, read_lines
+from ehrmamba_hf.fhir.reading import LONGEST, BrokenFile, Lines, Span, read_lines
 from ehrmamba_hf.fhir.resources import Bundle, Clinical, Observation, Patient
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Rows, Site
 from ehrmamba_hf.fhir.time_columns import NONE
 from ehrmamba_hf.fhir.times import Clock, instant_of
-from ehrmamba_hf.folders import name_within
 
 UNKNOWN: Final = "unknown"
 """The resource type of a record that does not even say what it is."""
@@ -41,7 +36,6 @@ ROWS_A_BLOCK: Final = 1 << 36  # more than a block can hold, so that row numbers
 DEEPEST_BUNDLE: Final = 32
 """Bundles in one another: far more than there are, far less than what Python can follow."""
 
-_LARGEST: Final = 31 << 20  # just under the most that glibc takes note of
 _INSIDE: Final = ".resource."
 _ROW: Final = pa.field("row", pa.int64())
 PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
@@ -348,68 +342,3 @@ class BlockConverter:
 def part_file(folder: Path, table: str, number: int) -> Path:
     """Where the part of a table lies that a block gave."""
     return folder / f"{table}-{number:09d}.parquet"
-
-
-def write_parts(
-    block: Block, source: Path, folder: Path, timezone: str | None, book: Codebook
-) -> tuple[Tally, str]:
-    """Convert a block and write its tables; return what was counted, and the block's content key.
-
-    They are whole once the caller says so.
-    """
-    # glibc keeps what is given back up to the largest size that it has seen given back; without
-    # this it fetches new pages from the system for every chunk.
-    bytearray(_LARGEST)
-    with _no_collection(), _PartWriter(folder, block.number) as writer:
-        converter = BlockConverter(block.number, timezone, book, writer.write)
-        digest = xxhash.xxh3_128()
-        for span in block.spans:
-            file = span.file
-            name = name_within(file, source)
-            converter.read(name, span, digest)
-        writer.write(converter.tables())
-    return converter.tally(), digest.hexdigest()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for cycles: the records of a block are many, and none is in one."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class _PartWriter:
-    """Writes the tables of a block, which have their names once the last is written."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._files = {name: part_file(folder, name, number) for name in PART_SCHEMAS}
-
-    def __enter__(self) -> "_PartWriter":
-        # A worker of a run that was killed may for a moment be at the same block.
-        self._temporary = {n: f.with_suffix(f".{os.getpid()}") for n, f in self._files.items()}
-        self._writers = {
-            name: pq.ParquetWriter(
-                self._temporary[name],
-                schema,
-                compression="lz4",
-                use_dictionary=[f.name for f in schema if pa.types.is_dictionary(f.type)],
-                write_statistics=["subject_id"] if "subject_id" in schema.names else False,
-            )
-            for name, schema in PART_SCHEMAS.items()
-        }
-        return self
-
-    def write(self, tables: Tables) -> None:
-        for name, table in tables.items():
-            self._writers[name].write_table(table, row_group_size=1 << 16)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for name, writer in self._writers.items():
-            writer.close()
-            if kind is None:
-                self._temporary[name].replace(self._files[name])

@@ -16,9 +16,7 @@ import xxhash
 
 from ehrmamba_hf.events.fhir.accounts import Summary, notes_of, report_of
 from ehrmamba_hf.events.fhir.assemble import (
-    Parts,
     Shard,
-    find_losers,
     iter_rejects,
     keep,
     kept_files,
@@ -28,7 +26,10 @@ from ehrmamba_hf.events.fhir.assemble import (
     write_shard,
     write_tables,
 )
-from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, Tally, part_file, write_parts
+from ehrmamba_hf.events.fhir.database import Parts
+from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, Tally, part_file
+from ehrmamba_hf.events.fhir.versions import find_losers
+from ehrmamba_hf.events.fhir.writing import write_parts
 from ehrmamba_hf.events.metadata import write_metadata
 from ehrmamba_hf.events.report import Report
 from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE, SUBJECTS_FILE

@@ -1,0 +1,84 @@
+"""The parts of a block on disk, whole or not there."""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, BlockConverter, Tables, Tally, part_file
+from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.reading import Block
+from ehrmamba_hf.folders import name_within
+
+_LARGEST: Final = 31 << 20  # just under the most that glibc takes note of
+
+
+def write_parts(
+    block: Block, source: Path, folder: Path, timezone: str | None, book: Codebook
+) -> tuple[Tally, str]:
+    """Convert a block and write its tables; return what was counted, and the block's content key.
+
+    They are whole once the caller says so.
+    """
+    # glibc keeps what is given back up to the largest size that it has seen given back; without
+    # this it fetches new pages from the system for every chunk.
+    bytearray(_LARGEST)
+    with _no_collection(), _PartWriter(folder, block.number) as writer:
+        converter = BlockConverter(block.number, timezone, book, writer.write)
+        digest = xxhash.xxh3_128()
+        for span in block.spans:
+            file = span.file
+            name = name_within(file, source)
+            converter.read(name, span, digest)
+        writer.write(converter.tables())
+    return converter.tally(), digest.hexdigest()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles: the records of a block are many, and none is in one."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _PartWriter:
+    """Writes the tables of a block, which have their names once the last is written."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._files = {name: part_file(folder, name, number) for name in PART_SCHEMAS}
+
+    def __enter__(self) -> "_PartWriter":
+        # A worker of a run that was killed may for a moment be at the same block.
+        self._temporary = {n: f.with_suffix(f".{os.getpid()}") for n, f in self._files.items()}
+        self._writers = {
+            name: pq.ParquetWriter(
+                self._temporary[name],
+                schema,
+                compression="lz4",
+                use_dictionary=[f.name for f in schema if pa.types.is_dictionary(f.type)],
+                write_statistics=["subject_id"] if "subject_id" in schema.names else False,
+            )
+            for name, schema in PART_SCHEMAS.items()
+        }
+        return self
+
+    def write(self, tables: Tables) -> None:
+        for name, table in tables.items():
+            self._writers[name].write_table(table, row_group_size=1 << 16)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for name, writer in self._writers.items():
+            writer.close()
+            if kind is None:
+                self._temporary[name].replace(self._files[name])
