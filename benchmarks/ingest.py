@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -229,11 +229,10 @@ def _size(folder: Path, name: str) -> int:
     """Bytes of an output, also under the temporary name beside it."""
     total = 0
     for place in folder.glob(f"*{name}*"):
-        for file in [place, *place.rglob("*")]:
-            try:
+        walk = os.walk(place)  # passes over what is renamed in the meantime
+        for file in [place, *(Path(root) / file for root, _, files in walk for file in files)]:
+            with suppress(OSError):
                 total += file.stat().st_size if file.is_file() else 0
-            except OSError:
-                continue
     return total
 
 
