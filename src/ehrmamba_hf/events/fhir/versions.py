@@ -13,7 +13,7 @@ import pyarrow as pa
 from ehrmamba_hf.events.fhir.database import Parts, count, open_parts, save
 from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS
 
-_KEY_BYTES: Final = 24  # a key, as it is fetched and as it is sorted
+_KEY_BYTES: Final = 24  # a key as DuckDB finds it, as it is fetched and as it is sorted
 
 _RESOURCES: Final = """
 CREATE VIEW all_resources AS
@@ -67,11 +67,11 @@ def find_losers(parts: Parts, threads: int, memory: int) -> None:
 def find_repeated(database: duckdb.DuckDBPyConnection, memory: int) -> None:
     """Make the table `repeated`: hashes of the types and ids that more than one record has.
 
-    They are sorted by numpy, many times as fast as they are grouped, as many at a time as `memory`
-    bytes hold.
+    They are sorted by numpy, many times as fast as they are grouped, as many at a time as half of
+    `memory` bytes holds.
     """
     database.execute("CREATE TABLE repeated (key UBIGINT)")
-    rounds = 1 + count(database, "FROM all_resources") * _KEY_BYTES // memory
+    rounds = 1 + count(database, "FROM all_resources") * _KEY_BYTES * 2 // memory
     for turn in range(rounds):
         query = database.sql(_KEYS.format(rounds=rounds, turn=turn))
         keys = np.sort(query.fetchnumpy()["key"])
