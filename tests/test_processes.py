@@ -1,5 +1,6 @@
 """Processes side by side: all results, few jobs in memory, and a clear end where one is killed."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ehrmamba_hf.errors import EHRMambaError, InputError
-from ehrmamba_hf.processes import crew, memory_bytes, worker_count
+from ehrmamba_hf.processes import crew, memory_bytes, no_collector, worker_count
 
 
 def doubled(number: int) -> int:
@@ -91,3 +92,18 @@ def test_workers():
     assert worker_count(None) >= 1
     with pytest.raises(InputError, match="workers"):
         worker_count(0)
+
+
+def test_the_collector_comes_back_even_after_a_fault_and_stays_away_where_it_was():
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="a fault"), no_collector():
+        assert not gc.isenabled()
+        raise ValueError("a fault")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with no_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

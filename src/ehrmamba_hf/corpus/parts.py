@@ -4,7 +4,6 @@ A part's files are named by its key, a hash of all that it is made from, so that
 left is used if and only if the same would be made again.
 """
 
-import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ehrmamba_hf.corpus.tally import Tally
 from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, ENCOUNTERS_FILE, EVENT_SCHEMA
 from ehrmamba_hf.events.table import read_subjects
 from ehrmamba_hf.folders import finish_part, finished_part
+from ehrmamba_hf.processes import no_collector
 from ehrmamba_hf.timelines.load import RECORD_COLUMNS, rows_of
 from ehrmamba_hf.timelines.shards import iter_shard
 from ehrmamba_hf.tokenization.counting import (
@@ -193,7 +193,7 @@ def _write(share: Share, place: Place, plan: Plan, folder: Path, key: str) -> di
     tally = Tally()
     streams: dict[tuple[str, str], pa.ipc.RecordBatchStreamWriter] = {}
     labels = pq.ParquetWriter(folder / f"{key}.labels.parquet", LABEL_SCHEMA)
-    with labels, ExitStack() as stack, _no_collector():
+    with labels, ExitStack() as stack, no_collector():
         for events, encounters, subjects in _batches(share, place):
             prepared = sequences_of(events, encounters, subjects, plan)
             tally.update(prepared.tally)
@@ -217,22 +217,6 @@ def _whole(parts: Path) -> Iterator[Path]:
         yield Path(folder)
         for file in Path(folder).iterdir():
             file.replace(parts / file.name)
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Keep the cyclic garbage collector away.
-
-    It took a quarter of the time, going over the records of thousands of patients again and again,
-    of which none is in a cycle.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _batches(share: Share, place: Place) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:

@@ -1,9 +1,6 @@
 """The parts of a block on disk, whole or not there."""
 
-import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +12,7 @@ from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, BlockConverter, Tables, 
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.reading import Block
 from ehrmamba_hf.folders import name_within
+from ehrmamba_hf.processes import no_collector
 
 _LARGEST: Final = 31 << 20  # just under the most that glibc takes note of
 
@@ -29,7 +27,7 @@ def write_parts(
     # glibc keeps what is given back up to the largest size that it has seen given back; without
     # this it fetches new pages from the system for every chunk.
     bytearray(_LARGEST)
-    with _no_collection(), _PartWriter(folder, block.number) as writer:
+    with no_collector(), _PartWriter(folder, block.number) as writer:
         converter = BlockConverter(block.number, timezone, book, writer.write)
         digest = xxhash.xxh3_128()
         for span in block.spans:
@@ -38,18 +36,6 @@ def write_parts(
             converter.read(name, span, digest)
         writer.write(converter.tables())
     return converter.tally(), digest.hexdigest()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for cycles: the records of a block are many, and none is in one."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _PartWriter:
