@@ -167,26 +167,3 @@ def test_a_huge_record_is_not_repaired(monkeypatch):
     monkeypatch.setattr("ehrmamba_hf.fhir.decoding._LARGEST_REPAIR", len(text) - 1)
     with pytest.raises(Reject, match="gender: expected str, found int"):
         decode(text)
-
-
-def test_a_choice_beside_the_one_that_is_used_need_not_be_sound():
-    used = {"valueQuantity": {"value": 1}, "effectiveDateTime": "2019-03-04"}
-    others = {"valueString": 5, "dataAbsentReason": 5, "effectivePeriod": "2019"}
-    found = decode(as_bytes({"resourceType": "Observation", **used, **others}))
-    assert found == decode(as_bytes({"resourceType": "Observation", **used}))
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"valueString": 5},
-        {"valueString": 5, "valueQuantity": {"unit": "mg"}},
-        {"valueString": 5, "valueQuantity": None, "effectiveDateTime": "2019"},
-        {"effectivePeriod": "2019", "valueQuantity": {"value": 1}},
-        {"effectivePeriod": "2019", "effectiveDateTime": ""},
-    ],
-)
-def test_a_choice_that_is_the_only_one_has_to_be_sound(record):
-    with pytest.raises(Reject) as caught:
-        decode(as_bytes({"resourceType": "Observation", **record}))
-    assert caught.value.field == next(iter(record))

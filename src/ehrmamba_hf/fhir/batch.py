@@ -23,6 +23,7 @@ from ehrmamba_hf.fhir.reading import Lines
 from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
     Meta,
+    Observation,
     Quantity,
     Reference,
 )
@@ -101,8 +102,7 @@ class Plain(NamedTuple):
 class _Plain(msgspec.Struct, frozen=True, gc=False):
     """What a plain Observation has, in FHIR's order, in which it decodes fastest.
 
-    What repeats is left as text. Other choices of value[x] and effective[x] are not looked at,
-    since `convert` takes those here before all others; see `decoding.decode`.
+    What repeats is left as text.
     """
 
     resourceType: Literal["Observation"]  # a tag of one type alone may be missing
@@ -120,7 +120,16 @@ class _Plain(msgspec.Struct, frozen=True, gc=False):
     context: msgspec.Raw = msgspec.Raw()
 
 
-_decoder = msgspec.json.Decoder(_Plain)
+# The rest is decoded, though not used: where it is malformed, the record is no better than when it
+# comes alone.
+_rest = [
+    (field.name, field.type, field.default)
+    for field in msgspec.structs.fields(Observation)
+    if field.name not in _Plain.__struct_fields__
+]
+_decoder: Final[msgspec.json.Decoder[_Plain]] = msgspec.json.Decoder(
+    msgspec.defstruct("_Observation", _rest, bases=(_Plain,), frozen=True, gc=False)
+)
 _concept_decoder = msgspec.json.Decoder(CodeableConcept | None)
 _categories_decoder = msgspec.json.Decoder(list[CodeableConcept] | None)
 _reference_decoder = msgspec.json.Decoder(Reference | None)

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from ehrmamba_hf.fhir.identity import parse_reference
-from ehrmamba_hf.fhir.resources import Bundle, Clinical, Entry, Malformed, Measured
+from ehrmamba_hf.fhir.resources import Bundle, Clinical, Entry, Malformed
 from ehrmamba_hf.fhir.rows import Reject
 
 
@@ -22,13 +22,6 @@ _peek = msgspec.json.Decoder(Other)
 _USED = {kind.__name__ for kind in Clinical.__args__} | {"Bundle"}
 _DISPENSABLE: Final = frozenset({"meta", "identifier", "extension", "gender"})
 """Fields whose loss changes no event: where one is malformed, the rest of the record is used."""
-_INSTEAD: Final = {
-    "valueQuantity": tuple(
-        f for f in Measured.__struct_fields__ if f not in ("code", "valueQuantity")
-    ),
-    "effectiveDateTime": ("effectivePeriod", "effectiveTiming", "effectiveInstant"),
-}
-"""Fields of an Observation that stand for another, by that, which is used where it is there."""
 _LARGEST_REPAIR: Final = 1 << 24
 """Bytes of a record; as Python's objects, of which a repair is made, it takes 50 times that."""
 BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -41,9 +34,6 @@ _MISFIT = re.compile(r"(?:Expected `(?P<expected>[^`]+)`(?:, got `(?P<found>[^`]
 
 def decode(raw: bytes | msgspec.Raw) -> Clinical | Bundle | Other:
     """The resource that a JSON text holds; of repeated keys, the last one counts.
-
-    What is not used need not be sound: besides unknown fields, that is what an Observation with a
-    valueQuantity and an effectiveDateTime has of other choices.
 
     Raises Reject, and nothing else, with the field and the kinds expected and found, never with
     the content; its `resource_type` is known where the text is JSON.
@@ -125,8 +115,6 @@ def _repaired(raw: bytes | msgspec.Raw, misfit: str, kind: str) -> Clinical | Bu
     try:
         content = _without_nulls(msgspec.json.decode(raw))
         content.pop("malformed", None)  # not the record's to say
-        if kind == "Observation":
-            _leave_one_choice(content)
         dropped: list[Malformed] = []
         for turn in range(2 * len(_DISPENSABLE) + 1):
             try:
@@ -144,18 +132,6 @@ def _repaired(raw: bytes | msgspec.Raw, misfit: str, kind: str) -> Clinical | Bu
     except (msgspec.MsgspecError, ValueError, OverflowError):
         pass  # numbers that Python cannot hold: what was wrong at first is said
     raise _misfit(misfit, kind)
-
-
-def _leave_one_choice(content: Any) -> None:
-    """Take out what an Observation has beside the value and the time that are used."""
-    quantity = content.get("valueQuantity")
-    has_value = isinstance(quantity, dict) and quantity.get("value") is not None
-    for used, is_there in (
-        ("valueQuantity", has_value),
-        ("effectiveDateTime", content.get("effectiveDateTime")),
-    ):
-        for name in _INSTEAD[used] if is_there else ():
-            content.pop(name, None)
 
 
 def _drop(content: Any, path: list[str]) -> Malformed:
