@@ -99,7 +99,7 @@ class Plain(NamedTuple):
     without_category: int
 
 
-class _Plain(msgspec.Struct, frozen=True, gc=False):
+class _Record(msgspec.Struct, frozen=True, gc=False):
     """What a plain Observation has, in FHIR's order, in which it decodes fastest.
 
     What repeats is left as text.
@@ -125,10 +125,10 @@ class _Plain(msgspec.Struct, frozen=True, gc=False):
 _rest = [
     (field.name, field.type, field.default)
     for field in msgspec.structs.fields(Observation)
-    if field.name not in _Plain.__struct_fields__
+    if field.name not in _Record.__struct_fields__
 ]
-_decoder: Final[msgspec.json.Decoder[_Plain]] = msgspec.json.Decoder(
-    msgspec.defstruct("_Observation", _rest, bases=(_Plain,), frozen=True, gc=False)
+_decoder: Final[msgspec.json.Decoder[_Record]] = msgspec.json.Decoder(
+    msgspec.defstruct("_Observation", _rest, bases=(_Record,), frozen=True, gc=False)
 )
 _concept_decoder = msgspec.json.Decoder(CodeableConcept | None)
 _categories_decoder = msgspec.json.Decoder(list[CodeableConcept] | None)
@@ -168,7 +168,7 @@ class PlainReader:
         return self._columns(plain, _membership(decoded, plain), lines)
 
     def _one_by_one(self, lines: Lines) -> tuple[Plain | None, list[tuple[int, bytes]]]:
-        decoded: list[_Plain | None] = []
+        decoded: list[_Record | None] = []
         for text in lines.split():
             try:
                 decoded.append(_decoder.decode(text))
@@ -178,7 +178,7 @@ class PlainReader:
         return self._columns(plain, _membership(decoded, plain), lines)
 
     def _columns(
-        self, plain: list[_Plain], is_plain: list[bool] | None, lines: Lines
+        self, plain: list[_Record], is_plain: list[bool] | None, lines: Lines
     ) -> tuple[Plain | None, list[tuple[int, bytes]]]:
         """`is_plain`: for each line; None where all of them are."""
         columns, sound = self._understood(plain)
@@ -196,7 +196,7 @@ class PlainReader:
         others = [(lines.first + i, text) for i, (text, p) in enumerate(texts) if not p]
         return (columns if columns.source_id else None), others
 
-    def _understood(self, plain: list[_Plain]) -> tuple[Plain, np.ndarray]:
+    def _understood(self, plain: list[_Record]) -> tuple[Plain, np.ndarray]:
         """The columns, and which rows of them can stand."""
         n = len(plain)
         concept = _asked(self._concepts, [o.code for o in plain], np.int32)
@@ -326,7 +326,7 @@ def _objects_apart(lines: Lines) -> bool:
     return bool((before == ord("}")).all())
 
 
-def _plain_of(decoded: list[_Plain]) -> list[_Plain]:
+def _plain_of(decoded: list[_Record]) -> list[_Record]:
     """Those with a code, a time and a number.
 
     What only `convert` can judge (a comparator, components, a status that means that there is no
@@ -347,7 +347,7 @@ def _plain_of(decoded: list[_Plain]) -> list[_Plain]:
     ]
 
 
-def _membership(decoded: Sequence[_Plain | None], plain: list[_Plain]) -> list[bool] | None:
+def _membership(decoded: Sequence[_Record | None], plain: list[_Record]) -> list[bool] | None:
     """Which of them are plain; None where all are."""
     if len(plain) == len(decoded):
         return None
