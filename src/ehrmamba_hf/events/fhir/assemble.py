@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.fhir.columns import SEPARATOR
-from ehrmamba_hf.events.fhir.database import Parts, count, open_parts, quoted, save
+from ehrmamba_hf.events.fhir.database import Parts, count, open_parts, save
 from ehrmamba_hf.events.schema import (
     DATA_FOLDER,
     ENCOUNTER_SCHEMA,
@@ -27,6 +27,7 @@ from ehrmamba_hf.events.schema import (
     ROW_GROUP,
     SUBJECT_SCHEMA,
 )
+from ehrmamba_hf.events.sql import quoted
 
 SHARD_ROWS: Final = 2_000_000
 """Patients are cut into the fewest shards, a power of two, that hold no more on average."""

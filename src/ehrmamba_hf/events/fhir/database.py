@@ -8,6 +8,7 @@ from typing import NamedTuple
 import duckdb
 
 from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, part_file
+from ehrmamba_hf.events.sql import quoted
 
 
 class Parts(NamedTuple):
@@ -42,8 +43,3 @@ def save(database: duckdb.DuckDBPyConnection, parts: Parts, table: str) -> None:
 def count(database: duckdb.DuckDBPyConnection, what: str) -> int:
     """How many rows a FROM clause has."""
     return int(database.execute(f"SELECT count(*) {what}").fetchall()[0][0])
-
-
-def quoted(path: Path) -> str:
-    """A path as SQL writes it."""
-    return "'" + str(path).replace("'", "''") + "'"

@@ -6,8 +6,8 @@ from typing import Final
 import duckdb
 
 from ehrmamba_hf.errors import SchemaError
-from ehrmamba_hf.events.meds.shards import quoted
 from ehrmamba_hf.events.schema import CATEGORIES, ENCOUNTERS_FILE, EVENT_SCHEMA, SUBJECTS_FILE
+from ehrmamba_hf.events.sql import quoted
 from ehrmamba_hf.events.table import read_encounters, read_subjects
 
 EVENTS: Final = (

@@ -22,6 +22,7 @@ import pyarrow.types as pt
 from ehrmamba_hf.errors import SchemaError
 from ehrmamba_hf.events.meds.rules import Columns
 from ehrmamba_hf.events.schema import DATA_FOLDER, EVENT_SCHEMA
+from ehrmamba_hf.events.sql import quoted
 from ehrmamba_hf.folders import files_within
 
 SUBJECT_COLUMNS: Final = ("subject_id", "patient_id")
@@ -254,15 +255,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pt.is_dictionary(kind) else kind
-
-
-def quoted(text: str) -> str:
-    """An SQL string literal.
-
-    >>> quoted("it's")
-    "'it''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"
 
 
 def file_list(files: Iterable[Path]) -> str:

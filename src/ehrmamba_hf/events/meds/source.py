@@ -29,7 +29,6 @@ from ehrmamba_hf.events.meds.shards import (
     Shards,
     file_list,
     is_meds,
-    quoted,
     read_about,
     read_shards,
 )
@@ -44,6 +43,7 @@ from ehrmamba_hf.events.schema import (
     SUBJECT_SCHEMA,
     SUBJECTS_FILE,
 )
+from ehrmamba_hf.events.sql import quoted
 from ehrmamba_hf.events.table import data_files
 from ehrmamba_hf.folders import name_within
 
