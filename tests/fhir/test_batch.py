@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ehrmamba_hf.fhir.batch import Index, Memo, Plain, PlainReader, Vocabulary
+from ehrmamba_hf.fhir.batch import Plain, PlainReader
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.convert import convert
 from ehrmamba_hf.fhir.decoding import decode
@@ -16,6 +16,7 @@ from ehrmamba_hf.fhir.reading import Lines
 from ehrmamba_hf.fhir.rows import Site
 from ehrmamba_hf.fhir.time_columns import NONE
 from ehrmamba_hf.fhir.times import Clock, instant_of
+from ehrmamba_hf.fhir.vocabulary import Vocabulary
 
 LAB: dict[str, Any] = {
     "resourceType": "Observation",
@@ -64,7 +65,26 @@ PLAIN: dict[str, dict[str, Any]] = {
     "text beside the codes": {"code": {**LAB["code"], "text": "Glucose in blood"}},
     "a code that is text": {"code": {"text": "Glucose"}},
     "a range that nobody reads": {"referenceRange": [{"low": {"value": 70}}]},
+    "a text": {"valueQuantity": None, "valueString": "high"},
+    "a text beside a number": {"valueString": "high"},
+    "a blank text": {"valueQuantity": None, "valueString": " "},
+    "a text that looks like a number": {"valueQuantity": None, "valueString": "90.5"},
+    "a text in any script": {"valueQuantity": None, "valueString": "nicht nachweisbar \u2265 \0"},
+    "a text before a time": {"valueQuantity": None, "valueString": "x", "valueTime": "11:00:00"},
+    "a text in spite of a reason": {
+        "valueQuantity": None,
+        "valueString": "see report",
+        "dataAbsentReason": {"text": "not performed"},
+    },
+    "a comparator": {"valueQuantity": {"value": 5, "comparator": "<", "code": "mg/dL"}},
+    "an empty comparator": {"valueQuantity": {"value": 5, "comparator": ""}},
+    "a comparator of a number in another unit": {
+        "code": {"coding": [{"system": "http://loinc.org", "code": "2160-0"}]},
+        "valueQuantity": {"value": 900, "comparator": ">", "code": "umol/L"},
+    },
+    "another number beside it": {"valueInteger": 5},
 }
+_TEXT = {"valueQuantity": None, "valueString": "high"}
 OTHER: dict[str, dict[str, Any]] = {
     "another type": {"resourceType": "Condition"},
     "no id": {"id": None},
@@ -84,8 +104,16 @@ OTHER: dict[str, dict[str, Any]] = {
     "issued never": {"issued": "never"},
     "a period": {"effectiveDateTime": None, "effectivePeriod": {"start": "2019-03-04"}},
     "no value": {"valueQuantity": None},
-    "a text": {"valueQuantity": None, "valueString": "high"},
-    "a comparator": {"valueQuantity": {"value": 5, "comparator": "<"}},
+    "an empty text": {"valueQuantity": None, "valueString": ""},
+    "a text of a wrong kind": {"valueQuantity": None, "valueString": 5},
+    "a comparator alone": {"valueQuantity": {"comparator": "<"}},
+    "a quantity without a number and a text": {"valueQuantity": {}, "valueString": "high"},
+    "a text and a whole number": _TEXT | {"valueInteger": 5},
+    "a text and a coded answer": _TEXT | {"valueCodeableConcept": {"text": "Positive"}},
+    "a text and a truth": _TEXT | {"valueBoolean": False},
+    "a text and a range": _TEXT | {"valueRange": {"low": {"value": 1}}},
+    "a text and a ratio": _TEXT | {"valueRatio": {"numerator": {"value": 1}}},
+    "a text and a period": _TEXT | {"valuePeriod": {"start": "2019"}},
     "a huge number": {"valueQuantity": {"value": 1e300}},
     "a number just too large": {"valueQuantity": {"value": 3.4028236e38}},
     "a number too large but for its unit": {
@@ -122,7 +150,8 @@ def rows(plain: Plain | None, words: Vocabulary) -> list[tuple]:
     return [
         (
             *(plain.source_id[i], plain.subject[i], plain.time[i], plain.available[i]),
-            *(plain.value[i], str(plain.value[i]), words.concepts.values_[plain.concept[i]].code),
+            *(repr(float(plain.value[i])), words.texts.values_[plain.text[i]]),
+            words.concepts.values_[plain.concept[i]].code,
             *(words.units.values_[plain.unit[i]], words.categories.values_[plain.category[i]]),
             *(words.encounters.values_[plain.encounter[i]], plain.updated[i]),
         )
@@ -141,7 +170,8 @@ def converted(records: list[dict], site: Site) -> list[tuple]:
         found.append(
             (
                 *(resource.id, subject_id(result.patient_id), e.time, e.available_time),
-                *(e.numeric_value, str(e.numeric_value), e.concept.code),
+                repr(float("nan") if e.numeric_value is None else float(e.numeric_value)),
+                *(e.text_value, e.concept.code),
                 *(e.unit, e.category, e.encounter_id),
                 NONE if updated is None else updated,
             )
@@ -161,6 +191,7 @@ def test_plain_observations_give_what_convert_gives(timezone):
     assert others == []
     assert rows(plain, words) == converted(records, site_of(timezone))
     assert plain.without_category == 3
+    assert np.isnan(plain.value).sum() == sum(not r["valueQuantity"] for r in records)
 
 
 def test_units_are_converted_where_the_site_wants_it():
@@ -245,13 +276,3 @@ def test_utc_is_noticed():
     record = LAB | {"effectiveDateTime": "2019-03-04T11:00:00Z", "issued": None}
     PlainReader(site, Vocabulary()).read(lines_of([record]))
     assert site.clock.met_utc
-
-
-def test_a_memo_forgets_and_an_index_does_not(monkeypatch):
-    monkeypatch.setattr("ehrmamba_hf.fhir.batch._REMEMBERED", 3)
-    calls: list[int] = []
-    memo = Memo(lambda n: calls.append(n) or -n)
-    assert [memo[n] for n in (1, 2, 1, 3, 4, 1)] == [-1, -2, -1, -3, -4, -1]
-    assert calls == [1, 2, 3, 4, 1]
-    index = Index()
-    assert [index[n] for n in (5, None, 5, 6, 7, 8, 5)] == [1, 0, 1, 2, 3, 4, 1]

@@ -61,6 +61,14 @@ def test_times_that_are_not(texts):
     agree(texts)
 
 
+@given(st.sampled_from(ENDS).flatmap(lambda end: st.lists(written(end) | st.none(), max_size=6)))
+def test_times_that_are_written_alike_with_gaps(texts):
+    agree(texts)
+    half = len(texts) // 2
+    pair = TimeColumns(Clock()).pair(texts[:half], texts[half:])
+    assert np.concatenate(pair).tolist() == by_the_clock(texts, Clock())
+
+
 @given(written("-05:00"), st.integers(0, 24), st.characters())
 def test_one_character_that_is_another(text, place, character):
     before = "2019-03-04T11:00:00-05:00"

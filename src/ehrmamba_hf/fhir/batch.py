@@ -1,16 +1,17 @@
 # ruff: noqa: N815 - FHIR's own names
 """Observations of the common shape, many at a time, as columns.
 
-Most of a hospital's records are Observations with a code, a time and a number: laboratory results,
-vital signs. One by one they cost ten times what it takes to decode them. Here a chunk of lines is
-decoded in one call, and the parts that come again and again (codes, categories, references, times,
-units) are looked up by their bytes, so that each is understood once. What comes out is what
-`convert` gives, and whatever is not of this shape, or is odd in any way, is handed back for it.
+Most of a hospital's records are Observations with a code, a time and a number or a text: laboratory
+results, vital signs, charted findings. One by one they cost ten times what it takes to decode them.
+Here a chunk of lines is decoded in one call, and the parts that come again and again (codes,
+categories, references, times, units) are looked up by their bytes, so that each is understood once.
+What comes out is what `convert` gives, and whatever is not of this shape, or is odd in any way, is
+handed back for it.
 """
 
 import re
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,56 +32,9 @@ from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.statuses import EXCLUDED
 from ehrmamba_hf.fhir.time_columns import NONE, ODD, TimeColumns
 from ehrmamba_hf.fhir.times import instant_of
+from ehrmamba_hf.fhir.vocabulary import Memo, Vocabulary
 
-_REMEMBERED: Final = 1 << 18
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class Index(dict[Any, int]):
-    """Numbers values in the order in which they come; 0 is None.
-
-    >>> index = Index()
-    >>> index["mg/dL"], index[None], index["mmol/L"], index["mg/dL"], index.values_
-    (1, 0, 2, 1, [None, 'mg/dL', 'mmol/L'])
-    """
-
-    def __init__(self) -> None:
-        super().__init__({None: 0})
-        self.values_: list[Any] = [None]
-
-    def __missing__(self, value: Any) -> int:
-        number = self[value] = len(self.values_)
-        self.values_.append(value)
-        return number
-
-
-class Memo(dict[K, V]):
-    """What a function gave for each argument; it forgets everything now and then."""
-
-    def __init__(self, function: Callable[[K], V]) -> None:
-        self._function = function
-
-    def __missing__(self, key: K) -> V:
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        value = self[key] = self._function(key)
-        return value
-
-
-class Vocabulary:
-    """The values that repeat in the events of a block, numbered."""
-
-    def __init__(self) -> None:
-        self.concepts = Index()
-        self.units = Index()
-        self.texts = Index()
-        self.encounters = Index()
-        self.categories = Index()
-        self.types = Index()
-        self.medications = Index()
 
 
 class Plain(NamedTuple):
@@ -91,8 +45,9 @@ class Plain(NamedTuple):
     subject: np.ndarray  # int64
     time: np.ndarray  # int64
     available: np.ndarray  # int64
-    value: np.ndarray  # float64
+    value: np.ndarray  # float64, NaN without a number
     concept: np.ndarray  # int32, in the vocabulary, like the next ones
+    text: np.ndarray
     unit: np.ndarray
     category: np.ndarray
     encounter: np.ndarray
@@ -116,6 +71,7 @@ class _Record(msgspec.Struct, frozen=True, gc=False):
     effectiveDateTime: str | None = None
     issued: str | None = None
     valueQuantity: Quantity | None = None
+    valueString: str | None = None
     component: msgspec.Raw = msgspec.Raw()
     context: msgspec.Raw = msgspec.Raw()
 
@@ -210,20 +166,17 @@ class PlainReader:
         time, issued = self._times.pair(
             [o.effectiveDateTime for o in plain], [o.issued for o in plain]
         )
-        quantities = [o.valueQuantity for o in plain]
-        value = np.array([q.value for q in quantities], np.float64)  # type: ignore[union-attr]
-        written = [q.code or q.unit for q in quantities]  # type: ignore[union-attr]
-        unit = _looked_up(self._units, written, n, np.int32)
+        value, text, unit = self._values(plain)
         updated = np.full(n, NONE)
         metas = [o.meta for o in plain]
         if any(metas):
             versions = [meta and meta.lastUpdated for meta in metas]
             updated = _looked_up(self._versions, versions, n, np.int64)
-        sound = np.abs(value) <= _FLOAT32_MAX
+        sound = ~(np.abs(value) > _FLOAT32_MAX)
         if self._site.book.converts:
             value, unit = self._converted(concept, unit, value)
         sound &= (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
-        sound &= (time != ODD) & (issued != ODD) & (np.abs(value) <= _FLOAT32_MAX)
+        sound &= (time != ODD) & (issued != ODD) & ~(np.abs(value) > _FLOAT32_MAX)
         uncategorised = kind <= 0
         columns = Plain(
             source_id=[o.id for o in plain],  # type: ignore[misc]
@@ -233,12 +186,27 @@ class PlainReader:
             available=np.maximum(time, issued),
             value=value + 0.0,  # -0.0 as 0.0
             concept=concept,
+            text=text,
             unit=unit,
             category=self._by_code(kind, concept) if uncategorised.any() else kind,
             encounter=encounter,
             without_category=int(((kind == -1) & sound).sum()),
         )
         return columns, sound
+
+    def _values(self, plain: list[_Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers, texts and units."""
+        n = len(plain)
+        quantities = [o.valueQuantity for o in plain]
+        value = np.array([np.nan if q is None else q.value for q in quantities], np.float64)
+        told = [
+            o.valueString if (q := o.valueQuantity) is None else q.comparator or None for o in plain
+        ]
+        text = np.zeros(n, np.int32)
+        if any(told):
+            text = _looked_up(self._words.texts, told, n, np.int32)
+        written = [None if q is None else q.code or q.unit for q in quantities]
+        return value, text, _looked_up(self._units, written, n, np.int32)
 
     def _by_code(self, kind: np.ndarray, concept: np.ndarray) -> np.ndarray:
         """The categories; where the Observation's own say nothing, its code's."""
@@ -327,24 +295,36 @@ def _objects_apart(lines: Lines) -> bool:
 
 
 def _plain_of(decoded: list[_Record]) -> list[_Record]:
-    """Those with a code, a time and a number.
+    """Those with a code, a time and a number or a text.
 
-    What only `convert` can judge (a comparator, components, a status that means that there is no
+    What only `convert` can judge (other values, components, a status that means that there is no
     result) is left to it.
     """
     excluded = EXCLUDED["Observation"]
     return [
         o
         for o in decoded
-        if (q := o.valueQuantity) is not None
-        and q.value is not None
-        and not q.comparator
+        if (_is_text(o) if (q := o.valueQuantity) is None else q.value is not None)
         and o.effectiveDateTime
         and o.id
         and o.status not in excluded
         and not o.component
         and not o.context
     ]
+
+
+def _is_text(observation: Any) -> bool:
+    """Whether the value is a text: of several, `convert` takes the first of these that there is."""
+    o = observation
+    return bool(
+        o.valueString
+        and o.valueCodeableConcept is None
+        and o.valueInteger is None
+        and o.valueBoolean is None
+        and o.valueRange is None
+        and o.valueRatio is None
+        and o.valuePeriod is None
+    )
 
 
 def _membership(decoded: Sequence[_Record | None], plain: list[_Record]) -> list[bool] | None:

@@ -53,17 +53,27 @@ class TimeColumns:
 
     def __call__(self, texts: Sequence[str | None]) -> Column:
         """Their microseconds; NONE for None and "", ODD for what is not a full time."""
-        found = self._alike(texts)
+        found = self._together(texts)
         if found is None:
             return np.fromiter(map(self._read, texts), np.int64, len(texts))
         return found
 
     def pair(self, first: list[str | None], second: list[str | None]) -> tuple[Column, Column]:
         """The same of two columns, which are often written alike."""
-        found = self._alike(first + second)
+        found = self._together(first + second)
         if found is None:
             return self(first), self(second)
         return found[: len(first)], found[len(first) :]
+
+    def _together(self, texts: Sequence[str | None]) -> Column | None:
+        """The same, if all that are not None are times of one form."""
+        found = self._alike(texts)
+        if found is None and None in texts:
+            given = self._alike([text for text in texts if text is not None])
+            if given is not None:
+                found = np.full(len(texts), NONE)
+                found[[text is not None for text in texts]] = given
+        return found
 
     def _alike(self, texts: Sequence[str | None]) -> Column | None:
         """The same, if all are times of one form."""

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from ehrmamba_hf.events.schema import TIME
-from ehrmamba_hf.fhir.batch import Plain, Vocabulary
+from ehrmamba_hf.fhir.batch import Plain
 from ehrmamba_hf.fhir.rows import Event
 from ehrmamba_hf.fhir.time_columns import NONE
+from ehrmamba_hf.fhir.vocabulary import Vocabulary
 
 _WORD: Final = pa.dictionary(pa.int32(), pa.string())
 CLOSED_SCHEMA: Final = pa.schema(
@@ -89,6 +90,7 @@ class EventColumns:
                 "updated": plain.updated,
                 "value": plain.value,
                 "concept": plain.concept,
+                "text": plain.text,
                 "unit": plain.unit,
                 "category": plain.category,
                 "encounter": plain.encounter,
@@ -132,7 +134,7 @@ class EventColumns:
         """All events: those of CLOSED_SCHEMA, and those of OPEN_SCHEMA."""
         single = {name: np.array(self._single[name], kind) for name, kind in _NUMBERS.items()}
         is_open = single["after"] | (single["medication"] > 0) | (single["time"] == NONE)
-        constant = {"place": 0, "end_time": NONE, "text": 0, "type": self._words.types[_PLAIN]}
+        constant = {"place": 0, "end_time": NONE, "type": self._words.types[_PLAIN]}
         n = sum(map(len, self._source_ids))
         closed = {}
         for name, kind in _NUMBERS.items():

@@ -16,7 +16,7 @@ import xxhash
 
 from ehrmamba_hf.events.fhir.columns import CLOSED_SCHEMA, OPEN_SCHEMA, EventColumns
 from ehrmamba_hf.events.schema import ENCOUNTER_SCHEMA, SUBJECT_SCHEMA
-from ehrmamba_hf.fhir.batch import PlainReader, Vocabulary
+from ehrmamba_hf.fhir.batch import PlainReader
 from ehrmamba_hf.fhir.codebook import Codebook
 from ehrmamba_hf.fhir.codings import TEXT, Concept
 from ehrmamba_hf.fhir.convert import convert
@@ -27,6 +27,7 @@ from ehrmamba_hf.fhir.resources import Bundle, Clinical, Observation, Patient
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Rows, Site
 from ehrmamba_hf.fhir.time_columns import NONE
 from ehrmamba_hf.fhir.times import Clock, instant_of
+from ehrmamba_hf.fhir.vocabulary import Vocabulary
 
 UNKNOWN: Final = "unknown"
 """The resource type of a record that does not even say what it is."""
