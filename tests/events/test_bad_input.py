@@ -140,7 +140,7 @@ def test_a_patient_with_thirty_thousand_events(run, resource):
     ("name", "content", "message"),
     [
         (None, b"", "found none"),
-        ("notes.txt", b"hello", "found none"),
+        ("notes.txt", b"hello", r"found other endings: \.txt \(1\)"),
         ("a.ndjson", b"", "at least one Patient, found 0 records"),
         ("a.ndjson", b"hello\nworld\n", "2 of them rejected; the first at a.ndjson line 1"),
         ("package.json", b'{"name": "x"}', "package.json line 1, resourceType"),
@@ -277,3 +277,12 @@ def test_a_file_whose_name_is_not_utf_8(hospital, write, tmp_path):
     (source / os.fsdecode(b"M\xfcller.ndjson")).write_text("broken\n")
     assert ingest(source, tmp_path / "events", progress=False).total.rejected == 1
     assert [reject["file"] for reject in rejects(tmp_path / "events")] == ["M\\xfcller.ndjson"]
+
+
+def test_files_of_other_kinds_are_counted(run, hospital, tmp_path):
+    (tmp_path / "fhir").mkdir()
+    for name in ("export.xml", "more.XML", "labs.ndjson.bz2"):
+        (tmp_path / "fhir" / name).write_bytes(b"<Patient/>")
+    report, _ = run(hospital)
+    assert report.files_not_read == {".bz2": 1, ".xml": 2}
+    assert "files not read: .bz2 (1), .xml (2)" in report.summary().splitlines()

@@ -10,6 +10,7 @@ REPORT = {
     "source": "FHIR",
     "timezone": None,
     "files": 3,
+    "files_not_read": {".txt": 1, ".xml": 30},
     "lines": 12_345,
     "resources": {
         "Observation": {
@@ -84,6 +85,10 @@ def test_the_first_screen_says_what_was_read_and_whether_to_trust_it(text):
         "1,007 codings are of code systems that are not known.",
     ):
         assert text.index(point) < first
+
+
+def test_files_that_were_not_read_are_told(text):
+    assert "Files not read .txt (1), .xml (30)" in text
 
 
 def test_accounts_equal_the_report(text):

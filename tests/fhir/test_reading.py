@@ -50,13 +50,23 @@ def spans_of(files, **options) -> list[Span]:
 
 def test_files_of_any_name_in_any_subfolder(tmp_path):
     names = ["a.ndjson", "b.NDJSON.GZ", "b.ndjson.zst", "sub/c.jsonl", "sub/deep/d.json"]
-    others = ["SOURCE.txt", ".hidden.ndjson", ".tmp/f.ndjson", "g.csv", "out/h.json"]
+    others = [
+        "SOURCE.txt",
+        "sub/README.TXT",
+        "LICENSE",
+        "i.ndjson.bz2",
+        ".hidden.ndjson",
+        ".tmp/f.ndjson",
+        "g.csv",
+        "out/h.json",
+    ]
     for name in names + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
-    found = find_files(tmp_path, skip=tmp_path / "out")
+    found, endings = find_files(tmp_path, skip=tmp_path / "out")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == sorted(names)
-    assert find_files(tmp_path / "a.ndjson") == [tmp_path / "a.ndjson"]
+    assert endings == {".bz2": 1, ".csv": 1, ".txt": 2, "none": 1}
+    assert find_files(tmp_path / "a.ndjson") == ([tmp_path / "a.ndjson"], {})
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
@@ -69,13 +79,16 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (source / "again").symlink_to(tmp_path / "elsewhere" / "deep")
     (source / "out").symlink_to(tmp_path / "out")
     (source / "self").symlink_to(source / "self")
-    found = find_files(source, skip=tmp_path / "out")
+    found, _ = find_files(source, skip=tmp_path / "out")
     names = ["a.ndjson", "again/c.ndjson", "away/b.ndjson"]
     assert [path.relative_to(source).as_posix() for path in found] == names
 
 
 def test_a_folder_without_files_and_a_missing_one(tmp_path):
     with pytest.raises(InputError, match="found none"):
+        find_files(tmp_path)
+    (tmp_path / "a.xml").write_bytes(b"<Patient/>")
+    with pytest.raises(InputError, match=r"found other endings: \.xml \(1\)"):
         find_files(tmp_path)
     with pytest.raises(InputError, match="nothing there"):
         find_files(tmp_path / "missing")

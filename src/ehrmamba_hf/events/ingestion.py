@@ -32,7 +32,7 @@ from ehrmamba_hf.events.schema import (
     REPORT_FILE,
 )
 from ehrmamba_hf.fhir.codebook import Codebook
-from ehrmamba_hf.fhir.reading import find_files, size_of
+from ehrmamba_hf.fhir.reading import Found, find_files, size_of
 from ehrmamba_hf.fhir.times import Clock
 from ehrmamba_hf.folders import resumable, told_of_storage
 from ehrmamba_hf.processes import memory_bytes, worker_count
@@ -86,9 +86,9 @@ def ingest(
     total = memory_bytes(memory)
     share = int(total * _DATABASE_SHARE)
     workers = min(worker_count(workers), max(total // _WORKER_BYTES, 1))
-    meds, files = _look_at(source, out)
+    meds, found = _look_at(source, out)
     _expect_meant(source, meds, {"timezone": timezone, "book": book}, {"rules": rules})
-    size = sum(map(size_of, files))
+    size = sum(map(size_of, found.files))
     with told_of_storage(out), resumable(out, marker=REPORT_FILE, contents=CONTENTS) as folder:
         if meds:
             _clear(folder, keep=frozenset({DATA_FOLDER, PARTS_FOLDER}))
@@ -106,7 +106,7 @@ def ingest(
             workers = workers if size >= _POOL_BYTES else 1
             with _progress_bar(size, shown=progress) as advance:
                 report = ingest_fhir(
-                    files, reading, folder, workers=workers, memory=share, advance=advance
+                    found, reading, folder, workers=workers, memory=share, advance=advance
                 )
             expect_something(report, folder / REJECTS_FILE, source)
         write_report(report, folder)
@@ -114,11 +114,11 @@ def ingest(
     return report
 
 
-def _look_at(source: Path, out: Path) -> tuple[bool, list[Path]]:
+def _look_at(source: Path, out: Path) -> tuple[bool, Found]:
     """Whether a source is a MEDS dataset; if not, its FHIR files."""
     try:
         meds = is_meds(source)
-        return meds, [] if meds else find_files(source, skip=out)
+        return meds, Found([], {}) if meds else find_files(source, skip=out)
     except OSError as error:
         raise InputError(
             f"{source}: expected a source that can be read, found: {error.strerror}"

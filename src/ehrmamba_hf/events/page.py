@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ehrmamba_hf.fhir.reading import told_endings
 from ehrmamba_hf.pages import Verdict, by_year, environment, percent, thousands
 
 _EXAMPLES: Final = 3
@@ -134,6 +135,8 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
         "Bundles": "bundles",
     }
     facts = {name: thousands(report[key]) for name, key in counted.items() if key in report}
+    if others := report.get("files_not_read"):
+        facts["Files not read"] = told_endings(others)
     if "events" in report:
         facts = {"Events": thousands(sum(report["events"].values())), **facts}
     if dates := report.get("date_range"):

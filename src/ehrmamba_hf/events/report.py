@@ -2,6 +2,8 @@
 
 import msgspec
 
+from ehrmamba_hf.fhir.reading import told_endings
+
 
 class Outcome(msgspec.Struct):
     """What became of the resources of one type: read = used + not used + rejected."""
@@ -28,6 +30,7 @@ class Report(msgspec.Struct, kw_only=True):
     source: str = "FHIR"  # or MEDS, whose rows are counted as resources of that type
     timezone: str | None
     files: int
+    files_not_read: dict[str, int] = {}  # by ending
     lines: int
     blank_lines: int
     bundles: int
@@ -48,12 +51,14 @@ class Report(msgspec.Struct, kw_only=True):
 
     def summary(self) -> str:
         """A few lines for the terminal."""
+        others = told_endings(self.files_not_read)
         total, unused = self.total, sum(self.total.not_used.values())
         lines = [
             f"{total.read:,} resources read: {total.used:,} used, {unused:,} not used, "
             f"{total.rejected:,} rejected",
             f"{sum(self.events.values()):,} events and {self.encounters:,} encounters "
             f"of {self.subjects:,} patients",
+            *([f"files not read: {others}"] if others else []),
             *(f"not used: {count:,} ({reason})" for reason, count in total.not_used.items()),
             *(f"warning: {warning}" for warning in self.warnings),
         ]

@@ -9,7 +9,8 @@ a .json file is one long JSON text: that is read whole, up to LONGEST.
 import gzip
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -76,6 +77,13 @@ class Lines(NamedTuple):
         return [line.strip() for line in lines]
 
 
+class Found(NamedTuple):
+    """What a source holds."""
+
+    files: list[Path]  # FHIR, sorted by name
+    others: dict[str, int]  # how many files have each of the endings that are not read
+
+
 class BrokenFile(Exception):  # noqa: N818 - an outcome: what came before the break is used
     """The file cannot be read past `line`."""
 
@@ -84,8 +92,8 @@ class BrokenFile(Exception):  # noqa: N818 - an outcome: what came before the br
         self.line, self.expected, self.found = line, expected, found
 
 
-def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
-    """The FHIR files of a folder and its subfolders, sorted by name; a single file is itself one.
+def find_files(source: Path, *, skip: Path | None = None) -> Found:
+    """The FHIR files of a folder and its subfolders; a single file is itself one.
 
     .ndjson, .jsonl and .json, each also with .gz or .zst, in any case; hidden files and what lies
     in `skip` are left out. A link to nothing is found, so that reading it tells. Raises InputError
@@ -94,17 +102,27 @@ def find_files(source: Path, *, skip: Path | None = None) -> list[Path]:
     if not source.exists():
         raise InputError(f"{source}: expected a folder of FHIR files, found nothing there")
     if source.is_file():
-        files = [source]
-    else:
-        files = sorted(
-            path
-            for path in files_within(source, skip=skip)
-            if _plain_name(path).endswith(_SUFFIXES) and (path.is_file() or not path.exists())
-        )
+        return Found([source], {})
+    paths = [p for p in files_within(source, skip=skip) if p.is_file() or not p.exists()]
+    files = sorted(path for path in paths if _plain_name(path).endswith(_SUFFIXES))
+    endings = Counter(path.suffix.lower() or "none" for path in set(paths) - set(files))
+    others = dict(sorted(endings.items()))
     if not files:
         known = ", ".join(_SUFFIXES)
-        raise InputError(f"{source}: expected {known} files (also .gz and .zst), found none")
-    return files
+        raise InputError(
+            f"{source}: expected {known} files (also .gz and .zst), found "
+            + (f"other endings: {told_endings(others)}" if others else "none")
+        )
+    return Found(files, others)
+
+
+def told_endings(endings: Mapping[str, int]) -> str:
+    """How many files have each ending, in words.
+
+    >>> told_endings({".txt": 1, ".xml": 30})
+    '.txt (1), .xml (30)'
+    """
+    return ", ".join(f"{ending} ({count:,})" for ending, count in endings.items())
 
 
 def blocks_of(files: Sequence[Path], block: int = BLOCK) -> Iterator[Block]:

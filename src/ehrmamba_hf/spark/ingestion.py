@@ -32,7 +32,7 @@ from ehrmamba_hf.events.schema import (
     SUBJECTS_FILE,
 )
 from ehrmamba_hf.fhir.codebook import Codebook
-from ehrmamba_hf.fhir.reading import BLOCK, find_files
+from ehrmamba_hf.fhir.reading import BLOCK, Found, find_files
 from ehrmamba_hf.fhir.times import Clock
 from ehrmamba_hf.folders import told_of_storage
 from ehrmamba_hf.processes import memory_bytes
@@ -88,7 +88,7 @@ def ingest(
         raise InputError(f"{source}: expected FHIR files for Spark, found a MEDS dataset")
     if source.is_relative_to(place):
         raise InputError(f"{out}: expected a folder apart from the source, found one that holds it")
-    files = find_files(source, skip=Path(place))
+    found = find_files(source, skip=Path(place))
     with (
         told_of_storage(out),
         spark_session(master, progress=progress) as session,
@@ -98,7 +98,7 @@ def ingest(
         reading = Reading(source, Path(scratch), timezone, book or Codebook())
         small = Path(scratch) / "out"
         small.mkdir()
-        with kept_on_disk(read_blocks(session, files, reading, BLOCK)) as cells:
+        with kept_on_disk(read_blocks(session, found.files, reading, BLOCK)) as cells:
             tally = _read_tally(cells, small / REJECTS_FILE)
             shards = shards_of(tally.events)
             with (
@@ -109,7 +109,7 @@ def ingest(
                 system.write(data, f"{folder}/{DATA_FOLDER}", len(shards))
                 others = written.where(f"name <> '{FILE}'")
                 summary = _write_tables(others, of_nobody(decided, shards), small, limit)
-        report = _write_reports(tally, summary, len(files), reading, small)
+        report = _write_reports(tally, summary, found, reading, small)
         system.upload(small, folder)
     return report
 
@@ -162,10 +162,10 @@ def _write_tables(written: "DataFrame", nobody: "DataFrame", folder: Path, memor
 
 
 def _write_reports(
-    tally: Tally, summary: Summary, files: int, reading: Reading, folder: Path
+    tally: Tally, summary: Summary, found: Found, reading: Reading, folder: Path
 ) -> Report:
     write_metadata(folder, {"dataset_name": "FHIR"}, notes_of(tally, summary))
-    report = report_of(tally, summary, files, reading.timezone, reading.book)
+    report = report_of(tally, summary, found, reading.timezone, reading.book)
     expect_something(report, folder / REJECTS_FILE, reading.source)
     write_report(report, folder)
     return report

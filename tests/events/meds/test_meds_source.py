@@ -2,7 +2,7 @@
 
 import json
 import random
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,22 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ehrmamba_hf.errors import InputError, SchemaError
-from ehrmamba_hf.events import read_encounters, read_subjects, validate
 from ehrmamba_hf.events.meds.rules import MedsRules, read_rules
-from ehrmamba_hf.events.meds.source import ingest_meds, is_meds
-from ehrmamba_hf.events.schema import EVENT_SCHEMA
-from ehrmamba_hf.events.table import data_files
+from ehrmamba_hf.events.meds.source import is_meds
 
-SCHEMA = pa.schema(
-    [
-        ("subject_id", pa.int64()),
-        ("time", pa.timestamp("us")),
-        ("code", pa.string()),
-        ("numeric_value", pa.float32()),
-        ("text_value", pa.large_string()),
-    ]
-)
 HADM = ("hadm_id", pa.int64())
 ICU = ("icustay_id", pa.int64())
 JUST = ".000001"
@@ -39,58 +26,6 @@ def at(text: str | None) -> datetime | None:
 
 def row(subject: int | None, time: str | None, code: str | None, **fields: Any) -> dict:
     return {"subject_id": subject, "time": at(time), "code": code, **fields}
-
-
-def dataset(
-    folder: Path, *shards: list[dict], more: tuple = (), schema: pa.Schema = SCHEMA, **about: Any
-) -> Path:
-    (folder / "data").mkdir(parents=True)
-    (folder / "metadata").mkdir()
-    schema = pa.schema([*schema, *more])
-    for number, rows in enumerate(shards):
-        table = pa.Table.from_pylist(rows, schema=schema)
-        pq.write_table(table, folder / "data" / f"{number}.parquet")
-    text = json.dumps({"meds_version": "0.4.1", **about})
-    (folder / "metadata" / "dataset.json").write_text(text)
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Ingests a dataset and gives what was written, after the border's check, that of the `meds`
-    package and the sum of the accounts."""
-
-    def of(source: Path, name: str = "events", **options: Any) -> SimpleNamespace:
-        out = tmp_path / name
-        out.mkdir()
-        report = ingest_meds(source, out, workers=1, **options)
-        validate(out)
-        for file in (out / "data").iterdir():
-            meds.DataSchema.validate(pq.read_table(file))
-        meds.CodeMetadataSchema.validate(pq.read_table(out / meds.code_metadata_filepath))
-        about = json.loads((out / meds.dataset_metadata_filepath).read_text())
-        meds.DatasetMetadataSchema.validate(about)
-        events = pa.concat_tables(pq.read_table(f).cast(EVENT_SCHEMA) for f in data_files(out))
-        rows = report["rows"]
-        parts = [rows[k] for k in ("event", "subject_fact", "encounter_boundary", "rejected")]
-        assert rows["read"] == sum(parts) + sum(rows["not_used"].values())
-        assert rows["event"] == len(events) == sum(report["events"].values())
-        rejects = (out / "rejects.ndjson").read_text().splitlines()
-        assert rows["rejected"] == len(rejects)
-        assert {p.name for p in out.iterdir()} == {
-            *("data", "metadata", "encounters.parquet", "subjects.parquet", "rejects.ndjson"),
-            "parts",
-        }
-        return SimpleNamespace(
-            out=out,
-            report=report,
-            events=events.to_pylist(),
-            encounters=read_encounters(out).to_pylist(),
-            subjects=read_subjects(out).to_pylist(),
-            rejects=[json.loads(line) for line in rejects],
-        )
-
-    return of
 
 
 def mimic_rows() -> list[dict]:
@@ -126,7 +61,7 @@ def mimic_rows() -> list[dict]:
 
 
 @pytest.fixture
-def mimic(tmp_path) -> Path:
+def mimic(dataset, tmp_path) -> Path:
     more = (HADM, ICU, ("unit", pa.string()))
     return dataset(tmp_path / "mimic", mimic_rows(), more=more, dataset_name="MIMIC-IV")
 
@@ -183,7 +118,7 @@ def test_a_stay_of_mimic_iv(run, mimic):
     assert found.report["encounters_without_end"] == 1
 
 
-def test_another_hospitals_numbers_are_not_mimics(run, tmp_path):
+def test_another_hospitals_numbers_are_not_mimics(run, dataset, tmp_path):
     rows = [
         row(1, "2020-01-01T10:00", "HOSPITAL_ADMISSION//ELECTIVE"),
         row(1, "2020-01-01T11:00", "LAB//50912//mg/dL", numeric_value=1),
@@ -216,7 +151,7 @@ def encounters_of(found: SimpleNamespace) -> list[tuple]:
     ],
 )
 def test_encounters_without_ids_are_paired_in_time_order(
-    run, tmp_path, marks, encounters, unpaired
+    run, dataset, tmp_path, marks, encounters, unpaired
 ):
     words = {"a": "ADMISSION//WARD", "d": "DISCHARGE//HOME"}
     rows = [row(1, f"2020-01-01T0{hour}:00", words[side]) for hour, side in marks.split()]
@@ -228,7 +163,7 @@ def test_encounters_without_ids_are_paired_in_time_order(
     assert found.report["rows"]["not_used"] == counted
 
 
-def test_parts_without_ids_belong_to_what_holds_them(run, tmp_path):
+def test_parts_without_ids_belong_to_what_holds_them(run, dataset, tmp_path):
     rows = [
         row(1, "2020-01-01T01:00", "ICU_ADMISSION//A"),
         row(1, "2020-01-01T02:00", "ICU_DISCHARGE//A"),
@@ -247,7 +182,7 @@ def test_parts_without_ids_belong_to_what_holds_them(run, tmp_path):
     ]
 
 
-def test_ids_that_two_subjects_share_are_told_apart(run, tmp_path):
+def test_ids_that_two_subjects_share_are_told_apart(run, dataset, tmp_path):
     rows = [
         row(subject, f"2020-01-01T0{hour}:00", code, hadm_id=7)
         for subject in (1, 2)
@@ -273,7 +208,7 @@ def test_ids_that_two_subjects_share_are_told_apart(run, tmp_path):
         ("2020-02-03T10:00", "ICD10CM/I10", None),  # within the stay that has no end
     ],
 )
-def test_what_is_coded_after_a_stay_is_known_after_it(run, tmp_path, time, code, known):
+def test_what_is_coded_after_a_stay_is_known_after_it(run, dataset, tmp_path, time, code, known):
     rows = [
         row(1, "2020-01-01T10:00", "ADMISSION"),
         row(1, "2020-01-02T10:00", "ED_REGISTRATION"),  # inside, and over long before
@@ -286,7 +221,7 @@ def test_what_is_coded_after_a_stay_is_known_after_it(run, tmp_path, time, code,
     assert event["available_time"] == at(known)
 
 
-def test_visits_of_omop_that_name_their_end(run, tmp_path):
+def test_visits_of_omop_that_name_their_end(run, dataset, tmp_path):
     more = (("end", pa.timestamp("us")), ("visit_id", pa.int64()), ("table", pa.string()))
     about = {"table": "person"}
     rows = [
@@ -328,27 +263,7 @@ def test_visits_of_omop_that_name_their_end(run, tmp_path):
     assert found.report["warnings"] == []
 
 
-def test_rows_that_cannot_be_used_are_listed_by_file_and_row(run, tmp_path):
-    schema = pa.schema([f if f.name != "numeric_value" else (f.name, pa.float64()) for f in SCHEMA])
-    good = row(1, "2020-01-01", "LOINC/1-1", numeric_value=1e38)
-    shards = (
-        [good, row(None, "2020-01-01", "LOINC/1-1"), row(1, "2020-01-01", None)],
-        [row(2, "2020-01-01", " "), row(2, "2020-01-01", "LOINC/1-1", numeric_value=1e39)],
-        [row(3, "1950-01-01", "MEDS_BIRTH"), row(3, "1949-01-01", "MEDS_DEATH")],
-    )
-    found = run(dataset(tmp_path / "meds", *shards, schema=schema))
-    assert [(r["file"], r["line"], r["field"]) for r in found.rejects] == [
-        ("data/0.parquet", 2, "subject_id"),
-        ("data/0.parquet", 3, "code"),
-        ("data/1.parquet", 1, "code"),
-        ("data/1.parquet", 2, "numeric_value"),
-        ("data/2.parquet", 2, "time"),
-    ]
-    assert [s["subject_id"] for s in found.subjects] == [1, 3]
-    assert (found.subjects[1]["death"], found.subjects[1]["deceased"]) == (None, True)
-
-
-def test_facts_that_differ_are_counted(run, tmp_path):
+def test_facts_that_differ_are_counted(run, dataset, tmp_path):
     rows = [
         row(1, None, "SEX//F"),
         row(1, None, "SEX//male"),
@@ -377,7 +292,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_shards_and_the_order_of_rows_change_nothing(run, mimic, tmp_path, seed):
+def test_the_shards_and_the_order_of_rows_change_nothing(run, mimic, dataset, tmp_path, seed):
     expected = written(run(mimic, "plain").out)
     rows = mimic_rows()
     random.Random(seed).shuffle(rows)
@@ -389,66 +304,7 @@ def test_the_shards_and_the_order_of_rows_change_nothing(run, mimic, tmp_path, s
     assert any("several files" in warning for warning in found.report["warnings"])
 
 
-def test_columns_of_other_names_and_types_are_cast(run, tmp_path):
-    expected = run(dataset(tmp_path / "plain", [row(1, "2020-01-01", "LOINC/1", numeric_value=2)]))
-    table = pa.table(
-        {
-            "patient_id": pa.array([1], pa.int32()),
-            "time": pa.array([date(2020, 1, 1)], pa.date32()),
-            "code": pa.array(["LOINC/1"]).dictionary_encode(),
-            "numeric_value": pa.array([2], pa.int16()),
-            "datetime_value": pa.array([None], pa.timestamp("us")),
-        }
-    )
-    other = dataset(tmp_path / "other")
-    pq.write_table(table, other / "data" / "0.parquet")
-    found = run(other, "cast")
-    assert found.events == expected.events
-    assert found.report["warnings"][-1] == "Columns that nothing is read from: datetime_value."
-    zoned = pa.table(
-        {
-            "subject_id": [1],
-            "time": pa.array([datetime(2020, 1, 1, 5)], pa.timestamp("ns", tz="America/New_York")),
-            "code": ["LOINC/1"],
-            "numeric_value": pa.array([2.0], pa.float64()),
-        }
-    )
-    other = dataset(tmp_path / "zoned")
-    pq.write_table(zoned, other / "data" / "0.parquet")
-    assert run(other, "wall").events == expected.events
-
-
-@pytest.mark.parametrize(
-    ("column", "message"),
-    [
-        ({"subject_id": ["1"]}, "column subject_id: expected int64, found string"),
-        ({"time": ["2020-01-01"]}, r"column time: expected timestamp\[us\], found string"),
-        ({"time": None}, "expected a column time, found"),
-        ({"code": [7]}, "column code: expected string, found int64"),
-        ({"numeric_value": ["1"]}, "column numeric_value: expected a number, found string"),
-    ],
-)
-def test_columns_that_cannot_be_cast(run, tmp_path, column, message):
-    columns = {"subject_id": [1], "time": [datetime(2020, 1, 1)], "code": ["A"], **column}
-    source = dataset(tmp_path / "meds")
-    table = pa.table({k: v for k, v in columns.items() if v is not None})
-    pq.write_table(table, source / "data" / "7.parquet")
-    with pytest.raises(SchemaError, match=f"7.parquet: {message}"):
-        run(source)
-
-
-def test_nothing_usable_and_broken_files(run, tmp_path):
-    with pytest.raises(InputError, match="at least one subject, found 1 rows, 1 of them rejected"):
-        run(dataset(tmp_path / "none", [row(None, None, "A")]))
-    with pytest.raises(InputError, match="memory: expected such as 4GB, found lots"):
-        run(dataset(tmp_path / "one", [row(1, None, "A")]), "lots", memory="lots")
-    broken = dataset(tmp_path / "broken", [row(1, None, "A")])
-    (broken / "data" / "1.parquet").write_text("no")
-    with pytest.raises(SchemaError, match="expected a Parquet file"):
-        run(broken, "other")
-
-
-def test_codes_keep_their_descriptions_and_parents(run, tmp_path):
+def test_codes_keep_their_descriptions_and_parents(run, dataset, tmp_path):
     rows = [
         row(1, "2020-01-01", "LAB//50912//mg/dL"),
         row(1, "2020-01-01", "LAB//50912//mg/dL"),
@@ -483,7 +339,7 @@ def test_codes_keep_their_descriptions_and_parents(run, tmp_path):
     assert standard.events[0]["code"] == "LOINC/2160-0"
 
 
-def test_rules_of_a_site(run, tmp_path):
+def test_rules_of_a_site(run, dataset, tmp_path):
     file = tmp_path / "rules.yaml"
     file.write_text("hourless: ['12:00:00']\nrules: [{pattern: X, role: not_used, value: no X}]")
     rows = [row(1, "2020-01-01T12:00", "CPT/7"), row(1, "2020-01-01", "X")]

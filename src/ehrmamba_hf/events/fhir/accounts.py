@@ -8,6 +8,7 @@ from ehrmamba_hf.events.fhir.parts import Tally
 from ehrmamba_hf.events.metadata import CodeNote
 from ehrmamba_hf.events.report import Outcome, Report, SystemUse
 from ehrmamba_hf.fhir.codebook import Codebook
+from ehrmamba_hf.fhir.reading import Found
 
 
 class Summary:
@@ -52,14 +53,15 @@ class Summary:
 
 
 def report_of(
-    tally: Tally, summary: Summary, files: int, timezone: str | None, book: Codebook
+    tally: Tally, summary: Summary, found: Found, timezone: str | None, book: Codebook
 ) -> Report:
     """The report of what was counted block by block and shard by shard."""
     unknown = {book.system(url).name: url for url in sorted(tally.unknown_systems)}
     resources, total = outcomes_of(tally, summary.outcomes)
     return Report(
         timezone=timezone,
-        files=files,
+        files=len(found.files),
+        files_not_read=found.others,
         lines=tally.lines,
         blank_lines=tally.blank_lines,
         bundles=tally.bundles,

@@ -34,7 +34,7 @@ from ehrmamba_hf.events.metadata import write_metadata
 from ehrmamba_hf.events.report import Report
 from ehrmamba_hf.events.schema import DATA_FOLDER, ENCOUNTERS_FILE, REJECTS_FILE, SUBJECTS_FILE
 from ehrmamba_hf.fhir.codebook import Codebook
-from ehrmamba_hf.fhir.reading import Block, blocks_of, content_key
+from ehrmamba_hf.fhir.reading import Block, Found, blocks_of, content_key
 from ehrmamba_hf.folders import finish_part, finished_part, name_within
 from ehrmamba_hf.processes import Run, crew
 
@@ -59,7 +59,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 def ingest_fhir(
-    files: Sequence[Path],
+    found: Found,
     reading: Reading,
     folder: Path,
     *,
@@ -70,7 +70,7 @@ def ingest_fhir(
     """Write the events folder of some FHIR files, but for its report.
 
     Args:
-        files: what to read.
+        found: what to read.
         reading: how.
         folder: to write into; its parts folder holds what a killed run finished.
         workers: processes.
@@ -82,12 +82,12 @@ def ingest_fhir(
     """
     reading.parts.mkdir(exist_ok=True)
     with crew(workers) as run:
-        parts, tally, key = _read_all(files, reading, run, advance)
+        parts, tally, key = _read_all(found.files, reading, run, advance)
         summary = _assemble(parts, tally, key, folder, run, workers, memory)
     with (folder / REJECTS_FILE).open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(reject) + "\n" for reject in iter_rejects(parts, tally.spans))
     write_metadata(folder, {"dataset_name": "FHIR"}, notes_of(tally, summary))
-    return report_of(tally, summary, len(files), reading.timezone, reading.book)
+    return report_of(tally, summary, found, reading.timezone, reading.book)
 
 
 def _read_all(
