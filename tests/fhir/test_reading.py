@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 
 import pyarrow as pa
@@ -50,22 +51,15 @@ def spans_of(files, **options) -> list[Span]:
 
 def test_files_of_any_name_in_any_subfolder(tmp_path):
     names = ["a.ndjson", "b.NDJSON.GZ", "b.ndjson.zst", "sub/c.jsonl", "sub/deep/d.json"]
-    others = [
-        "SOURCE.txt",
-        "sub/README.TXT",
-        "LICENSE",
-        "i.ndjson.bz2",
-        ".hidden.ndjson",
-        ".tmp/f.ndjson",
-        "g.csv",
-        "out/h.json",
-    ]
+    others = ["SOURCE.txt", "sub/README.TXT", "i.ndjson.bz2", "j.7z"]
+    others += ["LICENSE", "1.2.840.10008", "k.", "name.of somebody", os.fsdecode(b"l.\xff")]
+    others += [".hidden.ndjson", ".tmp/f.ndjson", "out/h.json"]
     for name in names + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
     found, endings = find_files(tmp_path, skip=tmp_path / "out")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == sorted(names)
-    assert endings == {".bz2": 1, ".csv": 1, ".txt": 2, "none": 1}
+    assert endings == {".7z": 1, ".bz2": 1, ".txt": 2, "other": 5}
     assert find_files(tmp_path / "a.ndjson") == ([tmp_path / "a.ndjson"], {})
 
 

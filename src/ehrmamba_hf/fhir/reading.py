@@ -8,6 +8,7 @@ a .json file is one long JSON text: that is read whole, up to LONGEST.
 
 import gzip
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ LONGEST: Final = 1 << 30
 """Bytes of a JSON text; one that is a chunk longer is rejected: no line uses up the memory."""
 _SUFFIXES: Final = (".ndjson", ".jsonl", ".json")
 _PACKED: Final = (".gz", ".zst")
+_ENDING: Final = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,10}")
 _CHUNK: Final = 1 << 20
 _RATIO: Final = 16  # of a text to what it is packed to, about
 _STEP: Final = 1 << 16  # what pyarrow unpacks at once is lost as a whole where it is damaged
@@ -81,7 +83,7 @@ class Found(NamedTuple):
     """What a source holds."""
 
     files: list[Path]  # FHIR, sorted by name
-    others: dict[str, int]  # how many files have each of the endings that are not read
+    others: dict[str, int]  # how many files are of each kind that is not read, by ending
 
 
 class BrokenFile(Exception):  # noqa: N818 - an outcome: what came before the break is used
@@ -105,8 +107,7 @@ def find_files(source: Path, *, skip: Path | None = None) -> Found:
         return Found([source], {})
     paths = [p for p in files_within(source, skip=skip) if p.is_file() or not p.exists()]
     files = sorted(path for path in paths if _plain_name(path).endswith(_SUFFIXES))
-    endings = Counter(path.suffix.lower() or "none" for path in set(paths) - set(files))
-    others = dict(sorted(endings.items()))
+    others = dict(sorted(Counter(map(_ending, set(paths) - set(files))).items()))
     if not files:
         known = ", ".join(_SUFFIXES)
         raise InputError(
@@ -374,6 +375,12 @@ def _plain_name(file: Path) -> str:
     for suffix in _PACKED:
         name = name.removesuffix(suffix)
     return name
+
+
+def _ending(file: Path) -> str:
+    """The ending of a name, where it is that of a kind of file and not of a number or the like."""
+    ending = file.suffix.lower()
+    return ending if _ENDING.fullmatch(ending) else "other"
 
 
 def _is_document(file: Path) -> bool:
