@@ -81,6 +81,7 @@ def test_the_first_screen_says_what_was_read_and_whether_to_trust_it(text):
         "All resources are accounted for. Before you use the events, read this:",
         "All times are written in UTC.",
         "100 resources (0.8 %) were rejected.",
+        "Files of these endings were not read: .xml (30).",
         "77 references lead to nothing that was read.",
         "1,007 codings are of code systems that are not known.",
     ):
@@ -124,6 +125,7 @@ def test_nothing_to_warn_of():
         "total": {"read": 2, "used": 2, "not_used": {}, "rejected": 0},
         "subjects": 2,
         "unresolved_references": {},
+        "files_not_read": {".md": 1, ".txt": 2},
     }
     assert warnings(report) == []
     text = text_of(events_page(report))

@@ -10,6 +10,8 @@ from ehrmamba_hf.fhir.reading import told_endings
 from ehrmamba_hf.pages import Verdict, by_year, environment, percent, thousands
 
 _EXAMPLES: Final = 3
+_DOCUMENTS: Final = {".txt", ".md", ".html", ".pdf"}
+"""Endings of what lies beside records and holds none."""
 _REASONS: Final = 15
 """Lines of the list of rejects; what breaks every record breaks it for few reasons."""
 
@@ -99,6 +101,9 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if rejected := total.get("rejected", 0):
         share = percent(rejected, total["read"])
         points.append(f"{thousands(rejected)} {noun(report)} ({share}) were rejected.")
+    unread = report.get("files_not_read", {}).items()
+    if data := {ending: count for ending, count in unread if ending not in _DOCUMENTS}:
+        points.append(f"Files of these endings were not read: {told_endings(data)}.")
     if unresolved := sum(report.get("unresolved_references", {}).values()):
         points.append(f"{thousands(unresolved)} references lead to nothing that was read.")
     if unknown := sum(report.get("unknown_code_systems", {}).values()):
