@@ -84,7 +84,9 @@ class Maker:
         del lab["component"]
         value = {"value": 5.5, "unit": "mmol/l", "code": "mmol/L"}
         self._plain = [
+            lab,  # with a comparator
             lab | {"valueQuantity": value},
+            lab | {"valueQuantity": None, "valueString": "traces"},
             lab | {"valueQuantity": value, "issued": None},
         ]
         self._all = [record for pair in records.values() for record in pair]
