@@ -172,11 +172,12 @@ class PlainReader:
         if any(metas):
             versions = [meta and meta.lastUpdated for meta in metas]
             updated = _looked_up(self._versions, versions, n, np.int64)
-        sound = ~(np.abs(value) > _FLOAT32_MAX)
+        too_large = np.abs(value) > _FLOAT32_MAX
         if self._site.book.converts:
             value, unit = self._converted(concept, unit, value)
-        sound &= (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
-        sound &= (time != ODD) & (issued != ODD) & ~(np.abs(value) > _FLOAT32_MAX)
+            too_large |= np.abs(value) > _FLOAT32_MAX
+        sound = (concept >= 0) & (kind >= -1) & (subject >= 0) & (encounter >= 0)
+        sound &= (time != ODD) & (issued != ODD) & ~too_large
         uncategorised = kind <= 0
         columns = Plain(
             source_id=[o.id for o in plain],  # type: ignore[misc]
@@ -200,7 +201,8 @@ class PlainReader:
         quantities = [o.valueQuantity for o in plain]
         value = np.array([np.nan if q is None else q.value for q in quantities], np.float64)
         told = [
-            o.valueString if (q := o.valueQuantity) is None else q.comparator or None for o in plain
+            o.valueString if q is None else q.comparator or None
+            for o, q in zip(plain, quantities, strict=True)
         ]
         text = np.zeros(n, np.int32)
         if any(told):
