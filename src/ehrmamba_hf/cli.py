@@ -16,7 +16,7 @@ from rich.console import Console
 from ehrmamba_hf.errors import EHRMambaError, InputError
 
 app = typer.Typer(
-    help="Health records in (FHIR), a clinical foundation model out (EHRMamba).",
+    help="Health records in (FHIR or MEDS), a clinical foundation model out (EHRMamba).",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

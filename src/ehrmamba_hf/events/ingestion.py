@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from rich.progress import (
 )
 
 from ehrmamba_hf.errors import InputError
-from ehrmamba_hf.events.fhir import Reading, ingest_fhir
+from ehrmamba_hf.events.fhir import Advance, Begin, Reading, ingest_fhir
 from ehrmamba_hf.events.meds import MedsRules, ingest_meds, is_meds
 from ehrmamba_hf.events.page import events_page
 from ehrmamba_hf.events.report import Outcome, Report
@@ -42,8 +43,6 @@ _POOL_BYTES: Final = 32 << 20
 _WORKER_BYTES: Final = 400_000_000  # of memory, while a block is read: measured
 _DATABASE_SHARE: Final = 0.6  # of the memory; the rest is for Python, Arrow and what is read
 DEFAULT_MEMORY: Final = "4GB"
-
-Advance = Callable[[int], object]
 
 
 def ingest(
@@ -104,9 +103,9 @@ def ingest(
         else:
             reading = Reading(source, folder / PARTS_FOLDER, timezone, book or Codebook())
             workers = workers if size >= _POOL_BYTES else 1
-            with _progress_bar(size, shown=progress) as advance:
+            with _progress_bars(size, shown=progress) as begin:
                 report = ingest_fhir(
-                    found, reading, folder, workers=workers, memory=share, advance=advance
+                    found, reading, folder, workers=workers, memory=share, size=size, begin=begin
                 )
             expect_something(report, folder / REJECTS_FILE, source)
         write_report(report, folder)
@@ -183,15 +182,20 @@ def _meds_report(counted: dict[str, Any]) -> Report:
 
 
 @contextmanager
-def _progress_bar(size: int, *, shown: bool) -> Iterator[Advance]:
+def _progress_bars(size: int, *, shown: bool) -> Iterator[Begin]:
     console = Console(stderr=True)
     columns = (
-        *(TextColumn("ingest"), BarColumn(), DownloadColumn()),
+        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
         *(TransferSpeedColumn(), TimeRemainingColumn()),
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("reading", total=size)
-        yield lambda read: bar.advance(task, read)
+
+        def begin(stage: str) -> Advance:
+            task = bar.add_task(stage, total=size)
+            bar.advance(task, 0)  # the rate counts from the first that it is told
+            return partial(bar.advance, task)
+
+        yield begin
 
 
 def expect_something(report: Report, rejects: Path, source: Path) -> None:

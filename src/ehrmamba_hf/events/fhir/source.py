@@ -41,7 +41,10 @@ from ehrmamba_hf.processes import Run, crew
 _FORMAT: Final = "3"
 """Of the parts: another one where a new version of the code gives others for the same input."""
 
-Advance = Callable[[int], object]
+Advance = Callable[[float], object]
+"""Is told how many bytes more are done."""
+Begin = Callable[[str], Advance]
+"""Begins a stage of the work, by its name."""
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -65,7 +68,8 @@ def ingest_fhir(
     *,
     workers: int,
     memory: int,
-    advance: Advance,
+    size: int,
+    begin: Begin,
 ) -> Report:
     """Write the events folder of some FHIR files, but for its report.
 
@@ -75,15 +79,22 @@ def ingest_fhir(
         folder: to write into; its parts folder holds what a killed run finished.
         workers: processes.
         memory: bytes for DuckDB, in all.
-        advance: is told the bytes that were read from disk.
+        size: bytes of the files on disk.
+        begin: is told of each stage, which goes over so many bytes.
 
     Raises:
         InputError: two patients' ids have one hash.
     """
     reading.parts.mkdir(exist_ok=True)
     with crew(workers) as run:
-        parts, tally, key = _read_all(found.files, reading, run, advance)
-        summary = _assemble(parts, tally, key, folder, run, workers, memory)
+        parts, tally, key = _read_all(found.files, reading, run, begin("reading"))
+        advance = begin("sorting")
+        summary = Summary(**_keep(parts, key, workers, memory))
+        shards = shards_of(tally.events)
+        for counted in run(_use_shard, shards, parts, folder, key, memory // workers):
+            summary.add(counted)
+            advance(size / len(shards))
+        summary.outcomes += _write_tables(parts, shards, folder, workers, memory)
     with (folder / REJECTS_FILE).open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(reject) + "\n" for reject in iter_rejects(parts, tally.spans))
     write_metadata(folder, {"dataset_name": "FHIR"}, notes_of(tally, summary))
@@ -123,28 +134,28 @@ def _use_block(block: Block, reading: Reading) -> tuple[int, str, Any, int]:
     return block.number, key, tally.to_dict(), block.size
 
 
-def _assemble(
-    parts: Parts, tally: Tally, key: str, folder: Path, run: Run, workers: int, memory: int
-) -> Summary:
-    """Subjects, encounters and the sorted shards; what was counted over all of them."""
+def _keep(parts: Parts, key: str, workers: int, memory: int) -> dict[str, Any]:
+    """Decide which records are used; how many patients and encounters there are."""
     done = parts.folder / "kept.json"
     kept = finished_part(done, key)
     if kept is None:
         find_losers(parts, workers, memory // 4)  # with more it uses more, and is no faster
         kept = keep(parts, workers, memory)
         finish_part(done, key, kept, kept_files(parts))
-    shards = shards_of(tally.events)
-    summary = Summary(**kept)
-    for counted in run(_use_shard, shards, parts, folder, key, memory // workers):
-        summary.add(counted)
+    return kept
+
+
+def _write_tables(
+    parts: Parts, shards: list[Shard], folder: Path, workers: int, memory: int
+) -> list[Any]:
+    """Subjects and encounters beside the shards; the outcomes of resources of no patient."""
     for other in {*(folder / DATA_FOLDER).iterdir()} - {shard_file(folder, s) for s in shards}:
         other.unlink()  # of a run before this one, on other input
     tables = {
         "kept_subjects": folder / SUBJECTS_FILE,
         "kept_encounters": folder / ENCOUNTERS_FILE,
     }
-    summary.outcomes += write_tables(parts, len(shards), tables, workers, memory)
-    return summary
+    return write_tables(parts, len(shards), tables, workers, memory)
 
 
 def _use_shard(shard: Shard, parts: Parts, folder: Path, key: str, memory: int) -> Any:
