@@ -347,7 +347,7 @@ def test_blocks_chunks_and_workers_change_no_byte(seed, run, broken_lines, tmp_p
     # Here all lines may stay: which version is used is the same each time.
     lines = maker.lines(CASES_A_RUN // 4) + [nested(depth) for depth in range(900, 1000)]
     maker.write(tmp_path / "fhir", lines)
-    monkeypatch.setattr("ehrmamba_hf.events.fhir.assemble.SHARD_ROWS", 100)
+    monkeypatch.setattr("ehrmamba_hf.events.fhir.shards.SHARD_ROWS", 100)
     run(tmp_path / "fhir", workers=1)
     expected = contents(tmp_path / "events")
     assert len([name for name in expected if name.startswith("data/")]) > 1

@@ -28,12 +28,12 @@ LONGEST = 120
 RUN = """
 from functools import partial
 from ehrmamba_hf.events import ingestion
-from ehrmamba_hf.events.fhir import assemble, source
+from ehrmamba_hf.events.fhir import shards, source
 from ehrmamba_hf.events.meds import writing
 from ehrmamba_hf.fhir.reading import blocks_of
 
 source.blocks_of = partial(blocks_of, block=1 << 20)
-assemble.SHARD_ROWS = writing.SHARD_ROWS = 4_000
+shards.SHARD_ROWS = writing.SHARD_ROWS = 4_000
 ingestion._POOL_BYTES = 0
 
 from ehrmamba_hf.cli import main

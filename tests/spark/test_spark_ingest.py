@@ -7,7 +7,7 @@ import pytest
 
 from ehrmamba_hf import events, spark
 from ehrmamba_hf.events import validate
-from ehrmamba_hf.events.fhir import assemble
+from ehrmamba_hf.events.fhir import shards
 from ehrmamba_hf.events.schema import CONTENTS
 from ehrmamba_hf.spark import ingestion
 
@@ -30,7 +30,7 @@ def expect_equal(local: Path, other: Path) -> None:
 def test_the_same_dataset(
     hospital: Path, master: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(assemble, "SHARD_ROWS", 2000)  # several shards
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2000)  # several shards
     monkeypatch.setattr(ingestion, "BLOCK", 1 << 20)  # several blocks
     settings = {"timezone": "America/New_York", "progress": False}
     expected = events.ingest(hospital, tmp_path / "local", workers=1, **settings)

@@ -7,7 +7,7 @@ import pytest
 from ehrmamba_hf import corpus, events, spark
 from ehrmamba_hf.corpus import PrepareSettings
 from ehrmamba_hf.corpus.examples import load_tokenizer
-from ehrmamba_hf.events.fhir import assemble
+from ehrmamba_hf.events.fhir import shards
 
 SETTINGS = PrepareSettings(min_patients=2, context_length=200)
 
@@ -16,7 +16,7 @@ SETTINGS = PrepareSettings(min_patients=2, context_length=200)
 def test_the_same_data(
     hospital: Path, master: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(assemble, "SHARD_ROWS", 2000)  # several shards
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2000)  # several shards
     events.ingest(hospital, tmp_path / "events", workers=1, progress=False)
     for name, settings in (("fitted", {}), ("given", {"tokenizer": None})):
         if settings:

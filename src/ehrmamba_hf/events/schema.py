@@ -78,13 +78,6 @@ EVENT_SCHEMA: Final = pa.schema(
 )
 """One row per event: the five MEDS columns, then ours. `available_time` is null or >= `time`."""
 
-# A total order: what two rows can still differ in after these has no bearing on a sequence, and is
-# compared by its hash, as the texts are long and the sort carries them along.
-ORDER: Final = (
-    "subject_id, time NULLS FIRST, category, code, numeric_value, text_value, source_id, unit, "
-    "hash(end_time, available_time, encounter_id, resource_type, codings)"
-)
-
 ENCOUNTER_SCHEMA: Final = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),

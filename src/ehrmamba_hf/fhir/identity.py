@@ -2,7 +2,10 @@
 
 from functools import lru_cache
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+SUBJECT_BITS: Final = 63
+"""Bits of a subject id, which are as good as random."""
 
 
 class Target(NamedTuple):

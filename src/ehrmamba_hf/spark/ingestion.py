@@ -16,8 +16,9 @@ import msgspec
 
 from ehrmamba_hf.errors import InputError
 from ehrmamba_hf.events.fhir.accounts import Summary, notes_of, report_of
-from ehrmamba_hf.events.fhir.assemble import iter_rejects, keep, shards_of, write_tables
+from ehrmamba_hf.events.fhir.assemble import iter_rejects, keep, write_tables
 from ehrmamba_hf.events.fhir.parts import Tally
+from ehrmamba_hf.events.fhir.shards import shards_of
 from ehrmamba_hf.events.fhir.source import Reading
 from ehrmamba_hf.events.ingestion import expect_something, write_report
 from ehrmamba_hf.events.meds import is_meds

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehrmamba_hf.events.fhir.assemble import Shard, keep, write_shard
+from ehrmamba_hf.events.fhir.assemble import keep
+from ehrmamba_hf.events.fhir.shards import Shard, write_shard
 from ehrmamba_hf.events.schema import DATA_FOLDER
 from ehrmamba_hf.spark.cells import (
     CELL_SCHEMA,

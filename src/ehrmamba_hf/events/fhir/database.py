@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import duckdb
 
 from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, part_file
 from ehrmamba_hf.events.sql import quoted
+
+KEPT_TABLES: Final = ("kept_subjects", "kept_encounters", "kept_medications")
+"""The records that are used, beside the parts (see `ehrmamba_hf.events.fhir.assemble.keep`)."""
 
 
 class Parts(NamedTuple):

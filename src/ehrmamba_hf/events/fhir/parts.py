@@ -78,6 +78,8 @@ PART_SCHEMAS: Final[dict[str, pa.Schema]] = {
     ),
 }
 """The tables that a block gives."""
+SORTED_PARTS: Final = ("events", "open_events")
+"""Those that are sorted by subject."""
 
 
 @dataclass
@@ -152,7 +154,7 @@ class BlockConverter:
         self._plain = PlainReader(self._site, self._words)
         self._events = EventColumns(self._words)
         self._rows: dict[str, list[tuple[object, ...]]] = {
-            name: [] for name in PART_SCHEMAS if not name.endswith("events")
+            name: [] for name in PART_SCHEMAS if name not in SORTED_PARTS
         }
         self._medications: Counter[Concept] = Counter()
 

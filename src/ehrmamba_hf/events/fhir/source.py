@@ -15,19 +15,16 @@ import msgspec
 import xxhash
 
 from ehrmamba_hf.events.fhir.accounts import Summary, notes_of, report_of
-from ehrmamba_hf.events.fhir.assemble import (
+from ehrmamba_hf.events.fhir.assemble import iter_rejects, keep, kept_files, write_tables
+from ehrmamba_hf.events.fhir.database import Parts
+from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, Tally, part_file
+from ehrmamba_hf.events.fhir.shards import (
     Shard,
-    iter_rejects,
-    keep,
-    kept_files,
     shard_file,
     shard_files,
     shards_of,
     write_shard,
-    write_tables,
 )
-from ehrmamba_hf.events.fhir.database import Parts
-from ehrmamba_hf.events.fhir.parts import PART_SCHEMAS, Tally, part_file
 from ehrmamba_hf.events.fhir.versions import find_losers
 from ehrmamba_hf.events.fhir.writing import write_parts
 from ehrmamba_hf.events.metadata import write_metadata
@@ -38,7 +35,7 @@ from ehrmamba_hf.fhir.reading import Block, Found, blocks_of, content_key
 from ehrmamba_hf.folders import finish_part, finished_part, name_within
 from ehrmamba_hf.processes import Run, crew
 
-_FORMAT: Final = "3"
+_FORMAT: Final = "4"
 """Of the parts: another one where a new version of the code gives others for the same input."""
 
 Advance = Callable[[float], object]

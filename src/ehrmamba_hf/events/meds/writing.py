@@ -12,17 +12,18 @@ from typing import Final, NamedTuple
 import duckdb
 import meds
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 from tqdm import tqdm
 
 from ehrmamba_hf.events.meds.rules import MedsRules
 from ehrmamba_hf.events.meds.shards import shard_files
+from ehrmamba_hf.events.ordering import row_order
 from ehrmamba_hf.events.schema import (
     DATA_FOLDER,
     ENCOUNTERS_FILE,
     EVENT_SCHEMA,
-    ORDER,
     PARTS_FOLDER,
     ROW_GROUP,
     SUBJECTS_FILE,
@@ -52,7 +53,7 @@ class Shard(NamedTuple):
 
 def source_key(source: Path, rules: MedsRules) -> str:
     """A hash of all that the events of a dataset depend on: its files, the rules, this package."""
-    made_by = msgspec.json.encode((version("ehrmamba-hf"), SHARD_ROWS, ORDER, rules))
+    made_by = msgspec.json.encode((version("ehrmamba-hf"), SHARD_ROWS, rules))
     digest = xxhash.xxh3_128(made_by)
     beside = (meds.code_metadata_filepath, meds.dataset_metadata_filepath)
     others = [source / name for name in (*beside, SUBJECTS_FILE, ENCOUNTERS_FILE)]
@@ -105,7 +106,8 @@ def _use_shard(
     if finished_part(done, key) is not None:
         return
     mine = query.replace("$low", str(shard.low)).replace("$high", str(shard.high))
-    events = database.sql(f"FROM ({mine}) ORDER BY {ORDER}").to_arrow_table().cast(EVENT_SCHEMA)
+    events = database.sql(mine).to_arrow_table().cast(EVENT_SCHEMA)
+    events = events.take(pa.array(row_order(events)))
     temporary = file.with_suffix(".partial")
     with pq.ParquetWriter(temporary, EVENT_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(events) or 1, ROW_GROUP):
