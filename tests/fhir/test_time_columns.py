@@ -1,15 +1,18 @@
-"""Columns of times say what the Clock says of each, however they are written."""
+"""Columns of times say what is said of each alone, however they are written."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrmamba_hf.fhir.time_columns import NONE, ODD, TimeColumns
-from ehrmamba_hf.fhir.times import Clock
+from ehrmamba_hf.fhir.time_columns import NONE, ODD, TimeColumns, instants
+from ehrmamba_hf.fhir.times import Clock, instant_of
 
 DAY = 86_400_000_000
-ENDS = ["", "Z", "+00:00", "-00:00", "-05:00", "+14:00", ".5Z", ".250Z", ".999-05:00", ".123456Z"]
+ENDS = [
+    *("", "Z", "+00:00", "-00:00", "-05:00", "+14:00", "-03:30", ".5Z", ".250Z", ".999-05:00"),
+    *(".123456Z", ".000001+05:45", ".1234567Z"),
+]
 
 
 def by_the_clock(texts: list[str | None], clock: Clock) -> list[int]:
@@ -34,6 +37,8 @@ def agree(texts: list[str | None], timezone: str | None = None) -> list[int]:
     assert found.dtype == np.int64
     assert found.tolist() == expected
     assert (together.met_utc, together.met_other) == (one_by_one.met_utc, one_by_one.met_other)
+    points = [instant_of(text) if text else None for text in texts]
+    assert instants(texts).tolist() == [NONE if point is None else point for point in points]
     return expected
 
 
@@ -80,6 +85,8 @@ def test_hand_worked_times():
     # 1972 is a leap year: 2 x 365 + 31 + 29 days after 1970 began.
     assert agree(texts) == [DAY + 1_000_000, -1_000_000, 790 * DAY]
     assert agree(["1970-01-01T05:00:00.250-05:00"]) == [5 * 3_600_000_000 + 250_000]
+    assert instants(["1970-01-01T05:00:00.250-05:00"]).tolist() == [10 * 3_600_000_000 + 250_000]
+    assert instants(["1970-01-01T05:30:00.000007+05:45"]).tolist() == [-15 * 60_000_000 + 7]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,11 @@ def test_texts_that_are_as_long_together_as_times_would_be():
     assert agree([whole, "2019", whole])[1] == ODD
     assert agree([whole, "2019-01-01T00:00:00Z\n" + whole, whole[:-1]])[1:] != [ODD, ODD]
     assert agree([whole[:-2], whole + "\n"])[1] == ODD
+
+
+@given(st.lists(st.sampled_from(ENDS).flatmap(written), max_size=8), st.sampled_from(ENDS))
+def test_times_that_are_written_in_a_few_ways(texts, end):
+    agree([*texts, f"2019-01-01T00:00:00{end}", None, f"2019-01-01T00:00:01{end}", "never", *texts])
 
 
 def test_a_leap_second_among_others():

@@ -30,8 +30,7 @@ from ehrmamba_hf.fhir.resources import (
 )
 from ehrmamba_hf.fhir.rows import NotUsed, Reject, Site
 from ehrmamba_hf.fhir.statuses import EXCLUDED
-from ehrmamba_hf.fhir.time_columns import NONE, ODD, TimeColumns
-from ehrmamba_hf.fhir.times import instant_of
+from ehrmamba_hf.fhir.time_columns import NONE, ODD, TimeColumns, instants
 from ehrmamba_hf.fhir.vocabulary import Memo, Vocabulary
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -105,7 +104,6 @@ class PlainReader:
         self._encounters = Memo(self._encounter)
         self._times = TimeColumns(site.clock)
         self._units = Memo(self._unit)
-        self._versions = Memo(self._version)
         self._kinds: list[int] = []  # of the vocabulary's concepts
 
     def read(self, lines: Lines) -> tuple[Plain | None, list[tuple[int, bytes]]]:
@@ -167,11 +165,8 @@ class PlainReader:
             [o.effectiveDateTime for o in plain], [o.issued for o in plain]
         )
         value, text, unit = self._values(plain)
-        updated = np.full(n, NONE)
-        metas = [o.meta for o in plain]
-        if any(metas):
-            versions = [meta and meta.lastUpdated for meta in metas]
-            updated = _looked_up(self._versions, versions, n, np.int64)
+        versions = [None if o.meta is None else o.meta.lastUpdated for o in plain]
+        updated = instants(versions) if any(versions) else np.full(n, NONE)
         too_large = np.abs(value) > _FLOAT32_MAX
         if self._site.book.converts:
             value, unit = self._converted(concept, unit, value)
@@ -271,10 +266,6 @@ class PlainReader:
 
     def _unit(self, text: str | None) -> int:
         return self._words.units[unit_of(Quantity(code=text))]
-
-    def _version(self, text: str | None) -> int:
-        found = instant_of(text) if text else None
-        return NONE if found is None else found
 
 
 _NOTHING = Concept("", ())
