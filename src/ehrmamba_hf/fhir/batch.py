@@ -20,7 +20,7 @@ import pyarrow as pa
 from ehrmamba_hf.fhir.codings import Concept
 from ehrmamba_hf.fhir.fields import id_of, observation_kind, patient_of, unit_of
 from ehrmamba_hf.fhir.identity import subject_id
-from ehrmamba_hf.fhir.reading import Lines
+from ehrmamba_hf.fhir.reading import Lines, line_ends
 from ehrmamba_hf.fhir.resources import (
     CodeableConcept,
     Meta,
@@ -331,7 +331,7 @@ def _membership(decoded: Sequence[_Record | None], plain: list[_Record]) -> list
 def _asked(memo: dict[bytes, int], raws: list[Any], kind: type) -> np.ndarray:
     """What a memo has for each of some texts, asked once for all that are equal."""
     joined = b"\n".join([*raws, b""])
-    ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == ord("\n"))
+    ends = line_ends(joined)
     if len(ends) != len(raws):  # a record on several lines
         return _looked_up(memo, map(bytes, raws), len(raws), kind)
     starts = np.zeros(len(raws) + 1, np.int32)

@@ -248,8 +248,7 @@ def _split(span: Span, digest: xxhash.xxh3_128 | None) -> Iterator[Lines]:
                 chunk, cut = chunk[after:], cut - after
             if cut:
                 text = b"".join([*held, memoryview(chunk)[:cut]])
-                # Twice as fast as bytes.count, which is made for rarer bytes.
-                breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == _LINE_END)
+                breaks = line_ends(text)
                 yield Lines(number, len(breaks), text, breaks)
                 number, held, length, chunk = number + len(breaks), [], 0, chunk[cut:]
             if chunk and not skipping:
@@ -263,6 +262,24 @@ def _split(span: Span, digest: xxhash.xxh3_128 | None) -> Iterator[Lines]:
         yield Lines(number, 1, None)
     elif last := b"".join(held).strip():
         yield Lines(number, 1, last)
+
+
+def line_ends(text: bytes) -> npt.NDArray[np.intp]:
+    """Where the line breaks are.
+
+    >>> line_ends(b"a\\n\\nlong enough for a word\\n").tolist()
+    [1, 2, 25]
+    """
+    # Eight bytes at a time, as few have one: twice as fast as byte by byte.
+    is_end = np.frombuffer(text, np.uint8) == _LINE_END
+    whole = len(is_end) & ~7
+    eights = is_end[:whole].view("<u8")
+    places = np.flatnonzero(eights != 0)
+    found = eights[places]
+    if (found & (found - np.uint64(1))).any():  # two in one
+        return np.flatnonzero(is_end)
+    inside = np.log2(found).astype(np.intp) >> 3
+    return np.append(places * 8 + inside, whole + np.flatnonzero(is_end[whole:]))
 
 
 def _broken(line: int, error: Exception) -> BrokenFile:

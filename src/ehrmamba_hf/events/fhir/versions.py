@@ -57,10 +57,13 @@ def find_losers(parts: Parts, threads: int, memory: int) -> None:
     with open_parts(parts, threads, memory) as database:
         database.execute(_RESOURCES)
         find_repeated(database, memory)
-        database.execute(_RIVALS)
-        tables = [name for name in PART_SCHEMAS if name != "rejects"]
-        given = " UNION ALL ".join(_GIVEN.format(table=table) for table in tables)
-        database.execute(_LOSERS.format(given=given))
+        if count(database, "FROM repeated"):
+            database.execute(_RIVALS)
+            tables = [name for name in PART_SCHEMAS if name != "rejects"]
+            given = " UNION ALL ".join(_GIVEN.format(table=table) for table in tables)
+            database.execute(_LOSERS.format(given=given))
+        else:
+            database.execute("CREATE TABLE losers (row BIGINT, reason VARCHAR)")
         save(database, parts, "losers")
 
 
@@ -73,8 +76,8 @@ def find_repeated(database: duckdb.DuckDBPyConnection, memory: int) -> None:
     database.execute("CREATE TABLE repeated (key UBIGINT)")
     rounds = 1 + count(database, "FROM all_resources") * _KEY_BYTES * 2 // memory
     for turn in range(rounds):
-        query = database.sql(_KEYS.format(rounds=rounds, turn=turn))
-        keys = np.sort(query.fetchnumpy()["key"])
+        keys = database.sql(_KEYS.format(rounds=rounds, turn=turn)).fetchnumpy()["key"]
+        keys.sort()
         database.register("found", pa.table({"key": np.unique(keys[1:][keys[1:] == keys[:-1]])}))
         database.execute("INSERT INTO repeated FROM found")
         database.unregister("found")
