@@ -11,6 +11,7 @@ handed back for it.
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -153,14 +154,12 @@ class PlainReader:
     def _understood(self, plain: list[_Record]) -> tuple[Plain, np.ndarray]:
         """The columns, and which rows of them can stand."""
         n = len(plain)
-        concept = _asked(self._concepts, [o.code for o in plain], np.int32)
-        categories = [o.category for o in plain]
-        if n and categories.count(categories[0]) == n:  # as in most files
-            kind = np.full(n, self._categories[bytes(categories[0])], np.int32)
-        else:
-            kind = _asked(self._categories, categories, np.int32)
-        subject = _asked(self._subjects, [o.subject for o in plain], np.int64)
-        encounter = _asked(self._encounters, [o.encounter for o in plain], np.int32)
+        concept, kind, subject, encounter = _asked(
+            (self._concepts, [o.code for o in plain]),
+            (self._categories, [o.category for o in plain]),
+            (self._subjects, [o.subject for o in plain]),
+            (self._encounters, [o.encounter for o in plain]),
+        )
         time, issued = self._times.pair(
             [o.effectiveDateTime for o in plain], [o.issued for o in plain]
         )
@@ -181,11 +180,11 @@ class PlainReader:
             time=time,
             available=np.maximum(time, issued),
             value=value + 0.0,  # -0.0 as 0.0
-            concept=concept,
+            concept=concept.astype(np.int32),
             text=text,
             unit=unit,
             category=self._by_code(kind, concept) if uncategorised.any() else kind,
-            encounter=encounter,
+            encounter=encounter.astype(np.int32),
             without_category=int(((kind == -1) & sound).sum()),
         )
         return columns, sound
@@ -328,18 +327,29 @@ def _membership(decoded: Sequence[_Record | None], plain: list[_Record]) -> list
     return [id(o) in kept for o in decoded]
 
 
-def _asked(memo: dict[bytes, int], raws: list[Any], kind: type) -> np.ndarray:
-    """What a memo has for each of some texts, asked once for all that are equal."""
-    joined = b"\n".join([*raws, b""])
+def _asked(*columns: tuple[dict[bytes, int], list[Any]]) -> list[np.ndarray]:
+    """What each memo (of int64) has for the texts of its column, asked once for all that are equal.
+
+    All columns at once: most of what this takes does not depend on how many texts there are.
+    """
+    n = len(columns[0][1])
+    joined = b"\n".join([*chain.from_iterable(raws for _, raws in columns), b""])
     ends = line_ends(joined)
-    if len(ends) != len(raws):  # a record on several lines
-        return _looked_up(memo, map(bytes, raws), len(raws), kind)
-    starts = np.zeros(len(raws) + 1, np.int32)
+    if len(ends) != n * len(columns):  # a record on several lines
+        return [_looked_up(memo, map(bytes, raws), n, np.int64) for memo, raws in columns]
+    starts = np.zeros(len(ends) + 1, np.int32)
     starts[1:] = ends + 1
     buffers = [None, pa.py_buffer(starts), pa.py_buffer(joined)]
-    texts = pa.Array.from_buffers(pa.binary(), len(raws), buffers).dictionary_encode()
-    told = [memo[text[:-1]] for text in texts.dictionary.to_pylist()]
-    return np.array(told, kind)[texts.indices.to_numpy()]
+    texts = pa.Array.from_buffers(pa.binary(), len(ends), buffers).dictionary_encode()
+    words = texts.dictionary.to_pylist()
+    places = texts.indices.to_numpy().reshape(len(columns), n)
+    found = []
+    for (memo, _), rows in zip(columns, places, strict=True):
+        told = np.zeros(len(words), np.int64)
+        for word in np.flatnonzero(np.bincount(rows, minlength=len(words))).tolist():
+            told[word] = memo[words[word][:-1]]
+        found.append(told[rows])
+    return found
 
 
 def _looked_up(memo: dict[Any, int], keys: Any, n: int, kind: type) -> np.ndarray:
