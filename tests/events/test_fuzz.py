@@ -18,6 +18,7 @@ import pytest
 import xxhash
 
 from ehrmamba_hf.events import Report, read_encounters, read_subjects
+from ehrmamba_hf.events.fhir import shards
 from ehrmamba_hf.events.fhir.parts import DEEPEST_BUNDLE
 from ehrmamba_hf.fhir import reading
 from ehrmamba_hf.fhir.codebook import Codebook
@@ -359,9 +360,29 @@ def test_blocks_chunks_and_workers_change_no_byte(seed, run, broken_lines, tmp_p
             )
             patch.setattr("ehrmamba_hf.fhir.reading._CHUNK", maker.rng.randrange(50, 5_000))
             patch.setattr("ehrmamba_hf.events.fhir.parts.MOST_ROWS", maker.rng.randrange(5, 500))
+            patch.setattr("ehrmamba_hf.events.fhir.writing._GROUP", maker.rng.randrange(5, 500))
             run(tmp_path / "fhir", workers=1)
             assert contents(tmp_path / "events") == expected
             patch.setattr("ehrmamba_hf.events.ingestion._POOL_BYTES", 0)
             if size > 20_000:
                 run(tmp_path / "fhir", workers=2)
                 assert contents(tmp_path / "events") == expected
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
+def test_patients_are_sorted_a_few_at_a_time_where_memory_asks_for_it(
+    seed, run, broken_lines, tmp_path, monkeypatch
+):
+    maker = broken_lines(seed)
+    maker.write(tmp_path / "fhir", maker.lines(CASES_A_RUN // 4))
+    for module in ("shards", "shard_file"):  # also the least that is sorted at a time
+        monkeypatch.setattr(f"ehrmamba_hf.events.fhir.{module}.ROW_GROUP", 16)
+    run(tmp_path / "fhir", workers=1)
+    expected = contents(tmp_path / "events")
+    pieces = []
+    cut = shards._cut
+    monkeypatch.setattr(shards, "_cut", lambda *args: pieces.append(cut(*args)) or pieces[-1])
+    monkeypatch.setattr(shards, "_ROW_BYTES", 1 << 40)
+    run(tmp_path / "fhir", workers=1)
+    assert max(map(len, pieces)) > 4
+    assert contents(tmp_path / "events") == expected

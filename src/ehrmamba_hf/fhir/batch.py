@@ -90,6 +90,7 @@ _concept_decoder = msgspec.json.Decoder(CodeableConcept | None)
 _categories_decoder = msgspec.json.Decoder(list[CodeableConcept] | None)
 _reference_decoder = msgspec.json.Decoder(Reference | None)
 _SIMPLE_REFERENCE = re.compile(rb'\{"reference": ?"Encounter/([A-Za-z0-9.-]{1,64})"\}')
+_Asking = tuple[dict[bytes, int], list[Any]]  # a memo, and the texts of a column
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Reject, NotUsed)
 
 
@@ -154,12 +155,17 @@ class PlainReader:
     def _understood(self, plain: list[_Record]) -> tuple[Plain, np.ndarray]:
         """The columns, and which rows of them can stand."""
         n = len(plain)
-        concept, kind, subject, encounter = _asked(
+        asking: list[_Asking] = [
             (self._concepts, [o.code for o in plain]),
-            (self._categories, [o.category for o in plain]),
             (self._subjects, [o.subject for o in plain]),
             (self._encounters, [o.encounter for o in plain]),
-        )
+        ]
+        categories = [o.category for o in plain]
+        if n and categories.count(categories[0]) == n:  # as in most files
+            kind = np.full(n, self._categories[bytes(categories[0])])
+            concept, subject, encounter = _asked(*asking)
+        else:
+            kind, concept, subject, encounter = _asked((self._categories, categories), *asking)
         time, issued = self._times.pair(
             [o.effectiveDateTime for o in plain], [o.issued for o in plain]
         )
@@ -327,7 +333,7 @@ def _membership(decoded: Sequence[_Record | None], plain: list[_Record]) -> list
     return [id(o) in kept for o in decoded]
 
 
-def _asked(*columns: tuple[dict[bytes, int], list[Any]]) -> list[np.ndarray]:
+def _asked(*columns: _Asking) -> list[np.ndarray]:
     """What each memo (of int64) has for the texts of its column, asked once for all that are equal.
 
     All columns at once: most of what this takes does not depend on how many texts there are.

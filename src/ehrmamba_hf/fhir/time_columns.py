@@ -59,7 +59,9 @@ class TimeColumns:
 
     def pair(self, first: list[str | None], second: list[str | None]) -> tuple[Column, Column]:
         """The same of two columns, which are often written alike."""
-        found = self(first + second)
+        found = self._alike(first + second)
+        if found is None:
+            return self(first), self(second)
         return found[: len(first)], found[len(first) :]
 
     def _alike(self, texts: Sequence[str | None]) -> Column | None:
@@ -115,6 +117,11 @@ def _by_length(
     """All of them at once if they are alike, else those that are equally long, else one by one."""
     found = alike(texts)
     if found is not None:
+        return found
+    if None in texts:
+        given = np.array([text is not None for text in texts])
+        found = np.full(len(texts), NONE)
+        found[given] = _by_length([text for text in texts if text is not None], alike, single)
         return found
     places: dict[int, list[int]] = {}
     for place, text in enumerate(texts):

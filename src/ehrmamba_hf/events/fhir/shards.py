@@ -182,7 +182,7 @@ def _write_events(
     told, rest = _Told(Counter(), Counter()), None
     rows = count(database, "FROM events_mine") + count(database, "FROM resolved")
     with ShardFile(file) as writer:
-        for piece in _cut(shard, rows, memory // _ROW_BYTES):
+        for piece in _cut(shard, rows, max(ROW_GROUP, memory // _ROW_BYTES)):
             query = _USED.format(names=_NAMES, **piece._asdict())
             tables = [
                 _used(database, _closed(parts, piece), piece, told),
