@@ -7,6 +7,10 @@ that. Three more cases show what it depends on: a chunk of lines in one call, an
 that are kept until they are whole, without Python's cyclic collector and with it. The peers make
 the same columns, sorted by subject and time, without any of the checks.
 
+The simulator writes what the ingestion reads and no more. A hospital's server adds to each record
+its version and when that came, an identifier and a reference range: bare decoding and the ingestion
+run on such lines too.
+
     python benchmarks/ingest.py
 """
 
@@ -36,6 +40,7 @@ BARE_LISTS = "bare msgspec, lists of 100,000"
 BARE_COLLECTED = "bare msgspec, lists, with collector"
 LOOP, ORJSON = "msgspec loop, pyarrow, DuckDB sort", "orjson loop, pyarrow, DuckDB sort"
 READ_JSON = "DuckDB read_json"
+SERVED = ", as a server writes it"
 ONE, TWO = "ehrmamba ingest, 1 worker", "ehrmamba ingest, 2 workers"
 
 _PROJECTION = """
@@ -47,6 +52,13 @@ _COLUMNS = """{resourceType: 'VARCHAR', id: 'VARCHAR', subject: 'STRUCT(referenc
     encounter: 'STRUCT(reference VARCHAR)', effectiveDateTime: 'TIMESTAMP', issued: 'TIMESTAMP',
     code: 'STRUCT(coding STRUCT(system VARCHAR, code VARCHAR, display VARCHAR)[])',
     valueQuantity: 'STRUCT(value DOUBLE, unit VARCHAR, code VARCHAR)'}"""
+_META = (
+    b'","meta":{"versionId":"1","lastUpdated":"2026-01-%02dT%02d:%02d:%02d.%03d+00:00","profile":'
+    b'["http://hl7.org/fhir/us/core/StructureDefinition/us-core-observation-lab"]},"identifier":'
+    b'[{"system":"http://hospital.example/observation","value":"%d"}],"status"'
+)
+_BOUND = b'{"value":%d,"unit":"mg/dL","system":"http://unitsofmeasure.org","code":"mg/dL"}'
+_RANGE = b',"referenceRange":[{"low":%s,"high":%s}]}\n' % (_BOUND % 0, _BOUND % 100)
 _COPY = "COPY ({query} ORDER BY subject, time) TO '{out}' (FORMAT parquet, COMPRESSION lz4_raw)"
 
 
@@ -199,12 +211,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, _quiet():
         large = _made(Path(scratch) / "large", options.observations)
         small = _made(Path(scratch) / "small", options.observations // 10)
+        served = _served(large, Path(scratch) / "served")
         names = [ONE, TWO] if options.ours else list(CASES)
-        runs = {name: Runs() for name in names}
+        runs = {name: Runs() for name in [*names, BARE + SERVED, ONE + SERVED]}
         smaller = {name: Runs() for name in (ONE, TWO)}
         for _ in range(options.rounds):
             for name in names:
                 _measure(name, large, Path(scratch) / "out", runs[name])
+            for name in (BARE, ONE):
+                _measure(name, served, Path(scratch) / "out", runs[name + SERVED])
         for name, found in smaller.items():
             _measure(name, small, Path(scratch) / "out", found)
         _report(large, runs, smaller)
@@ -263,6 +278,21 @@ def _made(folder: Path, observations: int) -> Path:
     return folder
 
 
+def _served(plain: Path, folder: Path) -> Path:
+    """The same with what a server adds; every record is from a millisecond of its own."""
+    folder.mkdir()
+    shutil.copy(plain / "Patient.ndjson", folder)
+    with _observations(plain) as lines, (folder / "Observation.ndjson").open("wb") as out:
+        for number, line in enumerate(lines):
+            seconds, milliseconds = divmod(number, 1000)
+            minutes, second = divmod(seconds, 60)
+            hours, minute = divmod(minutes, 60)
+            moment = (1 + hours // 24, hours % 24, minute, second, milliseconds)
+            head = line.replace(b'","status"', _META % (*moment, number), 1)
+            out.write(head.removesuffix(b"}\n") + _RANGE)
+    return folder
+
+
 def _report(folder: Path, runs: dict[str, Runs], smaller: dict[str, Runs]) -> None:
     # Not at the top, as every worker imports this file, and `measure` imports torch.
     from measure import Bar, header, shown, table
@@ -278,7 +308,7 @@ def _report(folder: Path, runs: dict[str, Runs], smaller: dict[str, Runs]) -> No
     rows = [
         (
             *(name, f"{count / r.median:,.0f}", shown(r.median, 1)),
-            shown(_rate(runs, BARE, r)),
+            shown(_rate(runs, BARE + SERVED if name.endswith(SERVED) else BARE, r)),
             f"{min(r.seconds) / r.median - 1:+.0%} {max(r.seconds) / r.median - 1:+.0%}",
             *(shown(r.memory / 1e9), shown(r.disk / raw, 3), shown(r.result / raw, 3)),
         )
@@ -289,6 +319,7 @@ def _report(folder: Path, runs: dict[str, Runs], smaller: dict[str, Runs]) -> No
     one, two = runs[ONE], runs[TWO]
     bars = [
         Bar("rate of bare decoding, 1 worker", _rate(runs, BARE, one), least=0.5),
+        Bar(f"the same{SERVED}", _rate(runs, BARE + SERVED, runs[ONE + SERVED])),
         Bar("the same, decode_lines of 256 KiB", _rate(runs, BARE_CHUNKS, one)),
         Bar("the same, lists that are kept", _rate(runs, BARE_LISTS, one)),
         Bar("the same, lists, with the collector", _rate(runs, BARE_COLLECTED, one)),
