@@ -211,14 +211,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, _quiet():
         large = _made(Path(scratch) / "large", options.observations)
         small = _made(Path(scratch) / "small", options.observations // 10)
-        served = _served(large, Path(scratch) / "served")
         names = [ONE, TWO] if options.ours else list(CASES)
-        runs = {name: Runs() for name in [*names, BARE + SERVED, ONE + SERVED]}
+        on_served = [] if options.ours else [BARE, ONE]
+        served = _served(large, Path(scratch) / "served") if on_served else large
+        runs = {name: Runs() for name in [*names, *(name + SERVED for name in on_served)]}
         smaller = {name: Runs() for name in (ONE, TWO)}
         for _ in range(options.rounds):
             for name in names:
                 _measure(name, large, Path(scratch) / "out", runs[name])
-            for name in (BARE, ONE):
+            for name in on_served:
                 _measure(name, served, Path(scratch) / "out", runs[name + SERVED])
         for name, found in smaller.items():
             _measure(name, small, Path(scratch) / "out", found)
@@ -319,7 +320,7 @@ def _report(folder: Path, runs: dict[str, Runs], smaller: dict[str, Runs]) -> No
     one, two = runs[ONE], runs[TWO]
     bars = [
         Bar("rate of bare decoding, 1 worker", _rate(runs, BARE, one), least=0.5),
-        Bar(f"the same{SERVED}", _rate(runs, BARE + SERVED, runs[ONE + SERVED])),
+        Bar(f"the same{SERVED}", _rate(runs, BARE + SERVED, runs.get(ONE + SERVED, one))),
         Bar("the same, decode_lines of 256 KiB", _rate(runs, BARE_CHUNKS, one)),
         Bar("the same, lists that are kept", _rate(runs, BARE_LISTS, one)),
         Bar("the same, lists, with the collector", _rate(runs, BARE_COLLECTED, one)),

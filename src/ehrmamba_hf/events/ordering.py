@@ -76,7 +76,7 @@ def _array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _ranks(column: pa.Array, nulls_first: bool) -> np.ndarray:
     """Small numbers from 0 that are in the order of the values."""
     if pa.types.is_list(column.type):
-        column = pc.binary_join(column, "\x1f")
+        column = pc.binary_join(column, "\x1f")  # which comes in no code
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.dictionary_encode()
     if pa.types.is_dictionary(column.type):

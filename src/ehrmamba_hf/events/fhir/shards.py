@@ -26,10 +26,12 @@ from ehrmamba_hf.fhir.identity import SUBJECT_BITS
 
 SHARD_ROWS: Final = 1_000_000
 """Patients are cut into the fewest shards, a power of two, that hold no more on average."""
-_ROW_BYTES: Final = 400  # of an event, as it is read and as it is sorted
+_ROW_BYTES: Final = 400  # of an event but for its text, as it is read and as it is sorted
+_PIECE_BYTES: Final = 1 << 30  # that are sorted at a time: Arrow's texts end at twice as much
 _SCHEMA: Final = pa.schema([field for field in CLOSED_SCHEMA if field.name != "updated"])
 _NAMES: Final = ", ".join(_SCHEMA.names)
 _SUBJECT: Final = CLOSED_SCHEMA.get_field_index("subject_id")
+_TEXT: Final = CLOSED_SCHEMA.get_field_index("text_value")
 
 _MINE: Final = """
 CREATE VIEW {name}_mine AS
@@ -180,9 +182,8 @@ def _write_events(
     database: duckdb.DuckDBPyConnection, parts: Parts, shard: Shard, file: Path, memory: int
 ) -> _Told:
     told, rest = _Told(Counter(), Counter()), None
-    rows = count(database, "FROM events_mine") + count(database, "FROM resolved")
     with ShardFile(file) as writer:
-        for piece in _cut(shard, rows, max(ROW_GROUP, memory // _ROW_BYTES)):
+        for piece in _pieces(parts, shard, count(database, "FROM resolved"), memory):
             query = _USED.format(names=_NAMES, **piece._asdict())
             tables = [
                 _used(database, _closed(parts, piece), piece, told),
@@ -201,12 +202,36 @@ def _write_events(
     return told
 
 
+def _pieces(parts: Parts, shard: Shard, others: int, memory: int) -> list[Shard]:
+    """The patients that can be sorted at a time; `others`: events that are not in the parts."""
+    rows, size = float(others), float(others * _ROW_BYTES)
+    for number in parts.numbers:
+        with pq.ParquetFile(part_file(parts.folder, "events", number)) as part:
+            groups = [part.metadata.row_group(g) for g in range(part.num_row_groups)]
+            shares = [(group, _share(group, shard)) for group in groups]
+            rows += sum(share * group.num_rows for group, share in shares)
+            size += sum(s * group.column(_TEXT).total_uncompressed_size for group, s in shares)
+    size += rows * _ROW_BYTES
+    most = rows * min(memory, _PIECE_BYTES) / max(1.0, size)
+    return _cut(shard, int(rows), max(ROW_GROUP, int(most)))
+
+
+def _share(group: pq.RowGroupMetaData, piece: Shard) -> float:
+    """How much of a part's row group belongs to some patients, whose ids are as good as random."""
+    subjects = group.column(_SUBJECT).statistics if group.num_rows else None
+    if subjects is None:
+        return 0.0
+    inside = min(subjects.max, piece.high) + 1 - max(subjects.min, piece.low)
+    return max(0.0, inside / (subjects.max + 1 - subjects.min))
+
+
 def _closed(parts: Parts, piece: Shard) -> pa.Table:
     """The events of some patients that need no look-up."""
     found = [_SCHEMA.empty_table()]
     for number in parts.numbers:
         with pq.ParquetFile(part_file(parts.folder, "events", number)) as part:
-            groups = [g for g in range(part.num_row_groups) if _overlaps(part, g, piece)]
+            every = range(part.num_row_groups)
+            groups = [g for g in every if _share(part.metadata.row_group(g), piece)]
             if not groups:
                 continue
             table = part.read_row_groups(groups, _SCHEMA.names, use_threads=False).cast(_SCHEMA)
@@ -214,12 +239,6 @@ def _closed(parts: Parts, piece: Shard) -> pa.Table:
         mine = (subjects >= piece.low) & (subjects <= piece.high)
         found.append(table if mine.all() else table.filter(pa.array(mine)))
     return pa.concat_tables(found)
-
-
-def _overlaps(part: pq.ParquetFile, group: int, piece: Shard) -> bool:
-    rows = part.metadata.row_group(group)
-    subjects = rows.column(_SUBJECT).statistics if rows.num_rows else None
-    return subjects is not None and piece.low <= subjects.max and subjects.min <= piece.high
 
 
 def _used(
@@ -234,10 +253,9 @@ def _used(
     why = np.where(_places(patients, subjects) < 0, 1, 0)
     lost = database.sql(_LOST).fetchnumpy()
     names, reasons = np.unique(lost["reason"].astype(str), return_inverse=True)
-    place = (
-        _places(lost["row"], events["row"].to_numpy()) if len(reasons) else np.full(len(why), -1)
-    )
-    why = np.where(place < 0, why, 2 + np.append(reasons, 0)[place])
+    if len(reasons):
+        place = _places(lost["row"], events["row"].to_numpy())
+        why = np.where(place < 0, why, 2 + reasons[place])
     kinds = events["resource_type"].unify_dictionaries().combine_chunks()
     first = events["place"].to_numpy() == 0
     pairs = why[first] * len(kinds.dictionary) + kinds.indices.to_numpy()[first]
@@ -249,13 +267,13 @@ def _used(
 
 
 def _places(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Where each value is among sorted ones, -1 where it is not.
+    """Where each value is among sorted ones, -1 where it is not; none is negative.
 
     >>> _places(np.array([2, 5]), np.array([5, 4, 9])).tolist()
     [1, -1, -1]
     """
     places = np.searchsorted(known, values)
-    return np.where(np.append(known, 0)[places] == values, places, -1)
+    return np.where(np.append(known, -1)[places] == values, places, -1)
 
 
 def _count_dangling(
