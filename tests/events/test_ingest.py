@@ -191,6 +191,25 @@ def test_what_cannot_be_resolved_is_counted(run, hospital, resource):
     assert by_source(events)["r8 TEXT/x"]["available_time"] == at("2019-01-01T23:59:59.999999")
 
 
+def test_a_reference_to_no_encounter_counts_once_a_record(run, hospital, resource):
+    parts = [{"code": {"text": name}, "valueQuantity": {"value": 1}} for name in ("x", "y")]
+    times = {
+        "effectiveDateTime": "2019-03-04T11:00:00-05:00",
+        "encounter": {"reference": "Encounter/0"},
+    }
+    extra = [
+        resource("Observation", "o8", code={"text": "pair"}, component=parts, **times),
+        resource("Observation", "o9", code={"text": "z"}, valueQuantity={"value": 1}, **times),
+    ]
+    report, events = run([*hospital, *extra])
+    assert {"o8 TEXT/x", "o8 TEXT/y", "o9 TEXT/z"} <= set(by_source(events))
+    assert report.unresolved_references == {"Observation.encounter": 2}
+    # The stay is there, but another patient's.
+    others = [record | {"encounter": {"reference": "Encounter/e1"}} for record in extra]
+    others = [record | {"subject": {"reference": "Patient/p2"}} for record in others]
+    assert run([*hospital, *others])[0].unresolved_references == {"Observation.encounter": 2}
+
+
 def test_mixtures_are_what_their_ingredients_are(run, hospital, resource):
     def mixture(name, *parts):
         """Of Medications by id, and of texts."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ehrmamba_hf.events import ordering
 from ehrmamba_hf.events.ordering import row_order, sorted_words
 from ehrmamba_hf.events.schema import EVENT_SCHEMA
 
@@ -71,9 +72,12 @@ def held(rows: list[dict[str, Any]], words: bool) -> pa.Table:
     return table
 
 
+@pytest.mark.parametrize("at_once", [63, 20])  # bits that are sorted as one number
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_rows_are_in_the_order_of_their_columns(seed, words):
+def test_rows_are_in_the_order_of_their_columns(seed, words, at_once, monkeypatch):
+    monkeypatch.setattr(ordering, "_BITS", at_once)
+    monkeypatch.setattr(ordering, "_NARROW", at_once // 2)
     rng = random.Random(seed)
     fixed = {"subject_id": 7, "time": START} if seed % 3 else {}
     fixed |= {"source_id": "o", "numeric_value": None} if seed % 3 == 2 else {}
