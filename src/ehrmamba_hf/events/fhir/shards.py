@@ -72,8 +72,10 @@ WITH asked AS (
 FROM asked
 UNION SELECT unnest(ingredients), TRUE FROM kept_medications SEMI JOIN asked USING (medication_id)
 """
+_REASONS: Final = "SELECT DISTINCT reason FROM losers ORDER BY reason"
 _LOST: Final = """
-SELECT row, reason FROM losers SEMI JOIN events_mine USING (row) ORDER BY row
+SELECT row, list_position([{reasons}], reason)::UTINYINT AS reason
+FROM losers SEMI JOIN events_mine USING (row) ORDER BY row
 """
 # Of the other resources: those of events that need no look-up are counted by `_used`.
 _OUTCOMES: Final = """
@@ -250,16 +252,17 @@ def _used(
     )
     patients = database.sql(query.format(**piece._asdict())).fetchnumpy()["subject_id"]
     subjects = events["subject_id"].to_numpy()
-    why = np.where(_places(patients, subjects) < 0, 1, 0)
-    lost = database.sql(_LOST).fetchnumpy()
-    names, reasons = np.unique(lost["reason"].astype(str), return_inverse=True)
-    if len(reasons):
+    why = np.where(_places(patients, subjects) < 0, 1, 0).astype(np.uint8)
+    reasons = [row[0] for row in database.execute(_REASONS).fetchall()]
+    if reasons:
+        lost = database.sql(_LOST.format(reasons=", ".join(map(quoted, reasons)))).fetchnumpy()
         place = _places(lost["row"], events["row"].to_numpy())
-        why = np.where(place < 0, why, 2 + reasons[place])
+        why = np.where(place < 0, why, 1 + np.append(lost["reason"], np.uint8(0))[place])
+        del lost, place
     kinds = events["resource_type"].unify_dictionaries().combine_chunks()
     first = events["place"].to_numpy() == 0
-    pairs = why[first] * len(kinds.dictionary) + kinds.indices.to_numpy()[first]
-    whys, types = (None, _NO_PATIENT, *names.tolist()), kinds.dictionary.to_pylist()
+    pairs = why[first].astype(np.intp) * len(kinds.dictionary) + kinds.indices.to_numpy()[first]
+    whys, types = (None, _NO_PATIENT, *reasons), kinds.dictionary.to_pylist()
     for pair, n in enumerate(np.bincount(pairs).tolist()):
         if n:
             told.outcomes[types[pair % len(types)], whys[pair // len(types)]] += n
