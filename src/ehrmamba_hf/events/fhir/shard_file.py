@@ -36,7 +36,7 @@ _OPTIONS: Final[dict[str, Any]] = {
 class ShardFile:
     """Writes EVENT_SCHEMA as Parquet; the file has its name once it is whole.
 
-    `with ShardFile(file) as writer: writer.write(events)`.
+    `with ShardFile(file) as writer: writer.write(events, order)`.
     """
 
     def __init__(self, file: Path) -> None:

@@ -34,10 +34,7 @@ _SUBJECT: Final = CLOSED_SCHEMA.get_field_index("subject_id")
 _TEXT: Final = CLOSED_SCHEMA.get_field_index("text_value")
 
 _MINE: Final = """
-CREATE VIEW {name}_mine AS
-SELECT * FROM {name} WHERE subject_id BETWEEN {low} AND {high};
-CREATE VIEW {name}_kept AS
-SELECT * FROM {name}_mine ANTI JOIN losers USING (row) SEMI JOIN kept_subjects USING (subject_id)
+CREATE VIEW {name}_mine AS SELECT * FROM {name} WHERE subject_id BETWEEN {low} AND {high}
 """
 _RESOLVED: Final = """
 CREATE VIEW stays AS SELECT * FROM kept_encounters WHERE subject_id BETWEEN {low} AND {high};
@@ -55,7 +52,9 @@ SELECT
         WHEN e.time > s."end" THEN greatest(e.available_time, e.time + INTERVAL 1 MICROSECOND)
         ELSE s."end" + INTERVAL 1 MICROSECOND
     END AS available_time
-FROM open_events_kept AS e
+FROM (
+    FROM open_events_mine ANTI JOIN losers USING (row) SEMI JOIN kept_subjects USING (subject_id)
+) AS e
 LEFT JOIN stays AS s
     ON e.after_encounter AND e.encounter_id = s.encounter_id AND e.subject_id = s.subject_id
 LEFT JOIN kept_medications AS d ON e.medication_id = d.medication_id
